@@ -1,0 +1,1 @@
+"""Learning the displacements: the network, its losses, and how results are measured."""

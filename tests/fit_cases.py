@@ -1,0 +1,56 @@
+"""Bodies in front of cameras, for the tests of the fit."""
+
+import torch
+from tiny import body_model
+
+from bodies import BodyModel, BodyParameters, PinholeCamera
+from fitting.priors.base import PoseQuadratic
+
+
+class GaussianPrior:
+    """A single Gaussian about the rest pose: the simplest prior, with everything known in closed form."""
+
+    def __init__(self, precision: float = 4.0) -> None:
+        mixing = torch.randn(69, 69, generator=torch.Generator().manual_seed(3), dtype=torch.float64) / 69**0.5
+        self.precision = precision * (torch.eye(69, dtype=torch.float64) + 0.2 * mixing @ mixing.T)
+
+    def energy(self, body_pose):
+        return self.quadratic(body_pose).energy
+
+    def quadratic(self, body_pose):
+        precision = self.precision.to(body_pose)
+        slope = body_pose @ precision
+        return PoseQuadratic((slope * body_pose).sum(1) / 2, slope, precision.expand(len(body_pose), 69, 69))
+
+
+def tiny_body(*, blend_shapes: bool = True, dtype: torch.dtype = torch.float64, vertices: int = 240) -> BodyModel:
+    return body_model(vertices, pose_blend_shapes=blend_shapes).to(dtype)
+
+
+def people(
+    batch: int, seed: int = 0, dtype: torch.dtype = torch.float64, spread: float = 0.3
+) -> tuple[BodyParameters, PinholeCamera]:
+    """Upright people about four metres away, seen by different cameras."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    pose = spread * noise(batch, 72)
+    pose[:, 0] += torch.pi  # SMPL's y is up, the camera's is down
+    transl = torch.tensor([0.0, 0.0, 4.0], dtype=torch.float64) + 0.3 * noise(batch, 3)
+    parameters = BodyParameters.from_axis_angle(pose, 0.7 * noise(batch, 10), transl)
+    size = torch.tensor([640.0, 480.0], dtype=torch.float64).expand(batch, 2)
+    focal = 700 + 60 * noise(batch, 2)
+    return parameters.to(dtype), PinholeCamera(focal, size / 2 + 8 * noise(batch, 2), size).to(dtype)
+
+
+def disturbed(parameters: BodyParameters, seed: int = 1, radians: float = 0.15, metres: float = 0.05) -> BodyParameters:
+    """The same people, somewhat wrong."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = len(parameters)
+    pose = parameters.pose + radians * torch.randn(batch, 72, generator=generator, dtype=torch.float64).to(
+        parameters.betas
+    )
+    shift = metres * torch.randn(batch, 3, generator=generator, dtype=torch.float64).to(parameters.betas)
+    return BodyParameters.from_axis_angle(pose, torch.zeros_like(parameters.betas), parameters.transl + shift)
