@@ -1,0 +1,177 @@
+"""What writing a store file consists of, whichever kind it is: checked records into a spool, the spool into HDF5."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import h5py
+import numpy as np
+
+from bodies.errors import InputError
+from datamodules.spool import COPY_BYTES, Spool
+from datamodules.store_checks import with_progress
+from datamodules.store_layout import BARYCENTRIC_SLACK, LAYOUT_VERSION, SURFACE_COLUMNS, Column, FileKind
+from datamodules.store_records import SurfacePoints
+
+#: Rows between flushes: what a killed process has to do again.
+FLUSH_ROWS: Final = 512
+
+
+class SpooledWriter(ABC):
+    """The spool, the flushes, and the assembly on leaving the `with` block.
+
+    Args:
+        path: The file to be made.
+        kind: Which kind of file.
+        header: What a run that goes on with this one has to have in common with it.
+        names: The files of the spool.
+        resume: Go on with an interrupted run.
+    """
+
+    def __init__(
+        self, path: Path | str, kind: FileKind, header: Mapping[str, str | int], names: tuple[str, ...], resume: bool
+    ) -> None:
+        self.path = Path(path)
+        self._kind = kind
+        header = {"format": f"snugfit-{kind}", "version": LAYOUT_VERSION, **header}
+        self._spool = Spool(self.path, header, names, resume)
+        self._in_record = False
+        self._since_flush = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+            return
+        try:
+            # What came before the error is kept for the next run, unless the error hit in the middle of a record.
+            if not self._in_record:
+                self._spool.flush()
+        finally:
+            self._spool.close()
+
+    def flush(self) -> None:
+        """Makes the rows so far survive a kill; done by itself every `FLUSH_ROWS` rows."""
+        self._spool.flush()
+        self._since_flush = 0
+
+    def finish(self) -> None:
+        """Assembles the file, renames it onto the target and removes the spool; leaving the `with` block does it."""
+        try:
+            self._spool.flush()
+            temporary = self._spool.path_for_result
+            with h5py.File(temporary, "w") as file:
+                file.attrs.update({"format": f"snugfit-{self._kind}", "version": LAYOUT_VERSION})
+                self._assemble(file)
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.replace(self.path)
+        except OSError as error:
+            self._spool.close()
+            raise InputError(f"{self.path}: it cannot be written ({error.strerror or error})") from error
+        except BaseException:
+            self._spool.close()
+            raise
+        self._spool.remove()
+
+    @abstractmethod
+    def _assemble(self, file: Any) -> None:
+        """Writes attributes and datasets from the spool."""
+
+    def _append(self, records: Mapping[str, bytes]) -> None:
+        """All parts of one record."""
+        self._in_record = True
+        for name, data in records.items():
+            self._spool.append(name, data)
+        self._in_record = False
+
+    def _count_row(self) -> None:
+        self._since_flush += 1
+        if self._since_flush >= FLUSH_ROWS:
+            self.flush()
+
+
+def copy_from_spool(spool: Spool, file: Any, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+    """One file of a spool as a contiguous dataset with rows of the given shape."""
+    row_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    # Textures that are not there have rows of no bytes.
+    count = spool.size(name) // max(1, row_bytes)
+    step = max(1, COPY_BYTES // max(1, row_bytes))
+    dataset = file.create_dataset(name, (count, *shape), dtype)
+    blocks = enumerate(spool.blocks(name, step * row_bytes) if count else ())
+    description = f"writing {name} of {spool.target.name}"
+    for number, block in with_progress(blocks, description, -(-count // step), count * row_bytes):
+        rows = np.frombuffer(block, dtype).reshape(-1, *shape)
+        dataset[number * step : number * step + len(rows)] = rows
+
+
+def packed(column: Column, value: Any, where: str) -> bytes:
+    """One row of a column as bytes.
+
+    Raises:
+        InputError: If its shape is not the column's or a value is not allowed; `where` names the row.
+    """
+    given, dtype = np.asarray(value), np.dtype(column.dtype)
+    if given.shape != column.shape:
+        raise InputError(f"{where}: {column.label} has shape {given.shape}, expected was {column.shape}")
+    if given.dtype.kind not in ("iuf" if dtype.kind == "f" else "iu"):
+        raise InputError(f"{where}: {column.label} is of type {given.dtype}, expected was {dtype}")
+    # Bounds are checked before the cast, so nothing overflows in it.
+    if column.bad_rows(given[None])[0]:
+        raise InputError(f"{where}: {column.describe(given)}")
+    return given.astype(dtype).tobytes()
+
+
+def packed_surface(surface: SurfacePoints, where: str) -> dict[str, bytes]:
+    """The points of one row as bytes by column.
+
+    Raises:
+        InputError: If the arrays differ in length or a value is not allowed.
+    """
+    count, result = len(surface.triangle), {}
+    for column, values in zip(SURFACE_COLUMNS, surface, strict=True):
+        if values.shape != (count, *column.shape):
+            raise InputError(
+                f"{where}: surface {column.label} has shape {values.shape}, expected was {(count, *column.shape)}"
+            )
+        bad = np.flatnonzero(column.bad_rows(values))
+        if len(bad):
+            raise InputError(f"{where}: surface point {bad[0]}: {column.describe(np.asarray(values[bad[0]]))}")
+        result[column.name] = values.astype(column.dtype).tobytes()
+    off = np.flatnonzero(np.abs(surface.barycentric.sum(axis=1) - 1) > BARYCENTRIC_SLACK)
+    if len(off):
+        raise InputError(f"{where}: surface point {off[0]}: its weights do not sum to 1")
+    return result
+
+
+def text_line(text: str, where: str) -> bytes:
+    """A name as the spool keeps it, one a line.
+
+    Raises:
+        InputError: If it is empty, or cannot be told from its padding or its neighbour.
+    """
+    if not text or "\n" in text or "\0" in text:
+        raise InputError(f"{where}: names must not be empty or hold line breaks, got {text!r}")
+    try:
+        return text.encode() + b"\n"
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: the name {text!r} is not valid text") from error
+
+
+def check_texture_shape(shape: tuple[int, ...], first: tuple[int, ...] | None, where: str) -> None:
+    """A texture is (H, W, 4) or (V, 4), and like the first one of the file.
+
+    Raises:
+        InputError: Otherwise.
+    """
+    if len(shape) not in (2, 3) or shape[-1] != 4 or 0 in shape:
+        raise InputError(f"{where}: it has shape {shape}, expected was (H, W, 4) or (V, 4)")
+    if first is not None and shape != first:
+        raise InputError(f"{where}: it has shape {shape}, but the first texture has {first}")
