@@ -1,0 +1,298 @@
+"""The displacement network: an image encoder, a rendering encoder and a stacked hourglass.
+
+It reads the photo crop and the 10-channel renderings of the initial body in it, and predicts for each pixel the
+displacement (x right, y down, in pixels of the crop) from where the initial body is to where the person is. Only the
+pixels that were rendered mean anything.
+
+Sources: Wehrbein et al., "Personalized 3D Human Pose and Shape Refinement", ICCVW 2023, section 3 (two encoders, each
+the first stage of ResNet-50 at stride 1, then four hourglasses, from scratch); He et al., "Deep residual learning for
+image recognition", CVPR 2016, table 1 (the encoder's blocks); Newell et al., "Stacked hourglass networks for human
+pose estimation", ECCV 2016, section 3 (the hourglass, and each prediction fed back to the next stack).
+"""
+
+import math
+from typing import Final, Literal, assert_never
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bodies.errors import InputError
+from renderers.maps import MAP_CHANNELS, NUM_MAP_CHANNELS
+
+RenderInputs = Literal["all", "no_texture", "texture_only"]
+"""Which renderings the network looks at: all, all but the person's texture, or the texture alone."""
+
+NormKind = Literal["batch", "group"]
+"""Batch norm as in the paper, or group norm, which does not depend on the other samples of the batch."""
+
+_NORM_GROUPS: Final = 8
+
+
+class Bottleneck(nn.Module):
+    """ResNet's bottleneck block at stride 1: 1x1, 3x3, 1x1, each with norm, ReLU after the sum."""
+
+    def __init__(self, in_channels: int, mid_channels: int, out_channels: int, norm: NormKind) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.Conv2d(in_channels, mid_channels, 1, bias=False),
+            _norm(norm, mid_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(mid_channels, mid_channels, 3, padding=1, bias=False),
+            _norm(norm, mid_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(mid_channels, out_channels, 1, bias=False),
+            _norm(norm, out_channels),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            projection = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+            self.shortcut = nn.Sequential(projection, _norm(norm, out_channels))
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch out height width"]:
+        """Same size, `out_channels` channels."""
+        return functional.relu(self.residual(x) + self.shortcut(x))
+
+
+class Encoder(nn.Sequential):
+    """The first stage of ResNet-50 without max pooling: 7x7 convolution, norm, ReLU, then bottlenecks.
+
+    Args:
+        in_channels: Channels of the input.
+        stem_width: Channels of the 7x7 convolution and inside the bottlenecks; 64 in ResNet-50.
+        width: Channels of the output; 256 in ResNet-50.
+        blocks: Number of bottlenecks; 3 in ResNet-50.
+        stride: Stride of the 7x7 convolution.
+        norm: Kind of normalisation.
+    """
+
+    def __init__(self, in_channels: int, stem_width: int, width: int, blocks: int, stride: int, norm: NormKind) -> None:
+        inputs = [stem_width] + [width] * (blocks - 1)
+        super().__init__(
+            nn.Conv2d(in_channels, stem_width, 7, stride=stride, padding=3, bias=False),
+            _norm(norm, stem_width),
+            nn.ReLU(inplace=True),
+            *(Bottleneck(channels, stem_width, width, norm) for channels in inputs),
+        )
+
+
+class ResidualModule(nn.Module):
+    """The hourglass paper's residual module: a bottleneck with norm and ReLU before each convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: NormKind) -> None:
+        super().__init__()
+        mid_channels = out_channels // 2
+        # A ReLU can be in place here: the norm before it made a new tensor, so the shortcut keeps its input.
+        self.residual = nn.Sequential(
+            _norm(norm, in_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(in_channels, mid_channels, 1, bias=False),
+            _norm(norm, mid_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(mid_channels, mid_channels, 3, padding=1, bias=False),
+            _norm(norm, mid_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(mid_channels, out_channels, 1),
+        )
+        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch out height width"]:
+        """Same size, `out_channels` channels."""
+        return self.residual(x) + self.shortcut(x)
+
+
+class Hourglass(nn.Module):
+    """One hourglass: residual modules at `depth` halvings of the resolution and back, with a skip at each level.
+
+    Args:
+        width: Channels everywhere.
+        depth: How often the resolution is halved.
+        blocks: Residual modules in a row wherever the paper has one.
+        norm: Kind of normalisation.
+    """
+
+    def __init__(self, width: int, depth: int, blocks: int, norm: NormKind) -> None:
+        super().__init__()
+        self.skip = _residuals(width, blocks, norm)
+        self.down = _residuals(width, blocks, norm)
+        self.inner = Hourglass(width, depth - 1, blocks, norm) if depth > 1 else _residuals(width, blocks, norm)
+        self.up = _residuals(width, blocks, norm)
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        """Same size and channels."""
+        low = self.up(self.inner(self.down(functional.max_pool2d(x, 2))))
+        return self.skip(x) + functional.interpolate(low, scale_factor=2.0, mode="nearest")
+
+
+class DisplacementNetwork(nn.Module):
+    """Predicts the displacement from the rendered initial body to the person in the photo.
+
+    The defaults are the paper's network. Inputs of any size that `size_multiple` divides are taken.
+
+    Args:
+        width: Channels of each encoder's output and of the hourglasses.
+        stem_width: Channels of the encoders' first convolution and inside their bottlenecks; a quarter of `width` if
+            not given, as in ResNet-50.
+        stacks: Number of hourglasses, each with a prediction of its own.
+        depth: How often each hourglass halves the resolution.
+        feature_stride: Features have the size of the crop divided by this; predictions are upsampled to the crop.
+        encoder_blocks: Bottlenecks in each encoder.
+        hourglass_blocks: Residual modules in a row in the hourglasses and before each prediction.
+        render_inputs: Which of the 10 rendering channels are used. All 10 are given in any case.
+        image_channels: Channels of the image.
+        norm: Kind of normalisation. "batch" is the paper's; across processes it needs Lightning's `sync_batchnorm`.
+        output_scale_px: The last layers predict displacements in units of this many pixels.
+        zero_init_outputs: Start from zero displacement. Networks of the size that a CPU can train learn from the
+            first hundreds of steps with this, and not for long without.
+    """
+
+    def __init__(
+        self,
+        width: int = 256,
+        stem_width: int | None = None,
+        stacks: int = 4,
+        depth: int = 4,
+        feature_stride: Literal[1, 2, 4] = 1,
+        encoder_blocks: int = 3,
+        hourglass_blocks: int = 1,
+        render_inputs: RenderInputs = "all",
+        image_channels: int = 3,
+        norm: NormKind = "batch",
+        output_scale_px: float = 1.0,
+        zero_init_outputs: bool = True,
+    ) -> None:
+        super().__init__()
+        stem_width = width // 4 if stem_width is None else stem_width
+        counts = {"stacks": stacks, "depth": depth, "image_channels": image_channels}
+        blocks = {"encoder_blocks": encoder_blocks, "hourglass_blocks": hourglass_blocks}
+        _check_sizes(width, stem_width, norm, **counts, **blocks)
+        if not (math.isfinite(output_scale_px) and output_scale_px > 0):
+            raise InputError(f"output_scale_px must be positive, got {output_scale_px}")
+        self.image_channels = image_channels
+        self.stacks = stacks
+        self.feature_stride = feature_stride
+        self.size_multiple = feature_stride * 2**depth
+        self.output_scale_px = output_scale_px
+        self._render_slice = _render_slice(render_inputs)
+        used = len(range(*self._render_slice.indices(NUM_MAP_CHANNELS)))
+        self.image_encoder = Encoder(image_channels, stem_width, width, encoder_blocks, feature_stride, norm)
+        self.render_encoder = Encoder(used, stem_width, width, encoder_blocks, feature_stride, norm)
+        self.fuse = ResidualModule(2 * width, width, norm)
+        self.hourglasses = nn.ModuleList(
+            nn.Sequential(
+                Hourglass(width, depth, hourglass_blocks, norm),
+                _residuals(width, hourglass_blocks, norm),
+                nn.Conv2d(width, width, 1, bias=False),
+                _norm(norm, width),
+                nn.ReLU(inplace=True),
+            )
+            for _ in range(stacks)
+        )
+        self.outputs = nn.ModuleList(nn.Conv2d(width, 2, 1) for _ in range(stacks))
+        # What a stack hands to the next one: its features and its prediction, each through a 1x1 convolution.
+        self.merge_features = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(stacks - 1))
+        self.merge_predictions = nn.ModuleList(nn.Conv2d(2, width, 1) for _ in range(stacks - 1))
+        self._initialise(zero_init_outputs)
+
+    def forward(
+        self,
+        image: Float[Tensor, "batch {self.image_channels} height width"],
+        renderings: Float[Tensor, "batch 10 height width"],
+    ) -> Float[Tensor, "batch {self.stacks} 2 height width"]:
+        """The displacement map of each stack in pixels of the input, x then y; the last stack's is the prediction.
+
+        Args:
+            image: The photo crop.
+            renderings: The initial body in that crop, all channels of `renderers.maps`.
+
+        Returns:
+            Displacements of the full input size, in float32 under autocast too.
+
+        Raises:
+            InputError: If the input's size cannot be halved as often as the network needs.
+        """
+        self.check_size(image.shape[-2], image.shape[-1])
+        assert renderings.shape[1] == NUM_MAP_CHANNELS, f"{renderings.shape[1]} rendering channels"
+        features = [self.image_encoder(image), self.render_encoder(renderings[:, self._render_slice])]
+        x = self.fuse(torch.cat(features, dim=1))
+        predictions = []
+        for stack, (hourglass, output) in enumerate(zip(self.hourglasses, self.outputs, strict=True)):
+            refined = hourglass(x)
+            predictions.append(output(refined))
+            if stack + 1 < self.stacks:
+                x = x + self.merge_features[stack](refined) + self.merge_predictions[stack](predictions[-1])
+        return self._to_pixels(torch.stack(predictions, dim=1))
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuses an input size that the network cannot halve as often as it needs.
+
+        Raises:
+            InputError: If `size_multiple` does not divide both.
+        """
+        multiple = self.size_multiple
+        if height % multiple or width % multiple or not (height and width):
+            raise InputError(
+                f"the displacement network needs crops whose height and width are multiples of {multiple} "
+                f"(feature stride {self.feature_stride} x 2^depth), got {height} x {width}"
+            )
+
+    def _to_pixels(self, predictions: Tensor) -> Tensor:
+        """Scales to pixels and upsamples bilinearly, in float32 so that no rounding is added to the network's own."""
+        dtype = torch.promote_types(predictions.dtype, torch.float32)
+        displacement = predictions.to(dtype) * self.output_scale_px
+        if self.feature_stride == 1:
+            return displacement
+        maps = displacement.flatten(0, 1)
+        maps = functional.interpolate(maps, scale_factor=float(self.feature_stride), mode="bilinear")
+        return maps.unflatten(0, predictions.shape[:2])
+
+    def _initialise(self, zero_init_outputs: bool) -> None:
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d) and not name.startswith("outputs."):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if zero_init_outputs:
+            for parameter in self.outputs.parameters():
+                nn.init.zeros_(parameter)
+
+
+def _residuals(width: int, count: int, norm: NormKind) -> nn.Sequential:
+    return nn.Sequential(*(ResidualModule(width, width, norm) for _ in range(count)))
+
+
+def _norm(kind: NormKind, channels: int) -> nn.Module:
+    match kind:
+        case "batch":
+            return nn.BatchNorm2d(channels)
+        case "group":
+            return nn.GroupNorm(_NORM_GROUPS, channels)
+        case _:
+            assert_never(kind)
+
+
+def _render_slice(render_inputs: RenderInputs) -> slice:
+    match render_inputs:
+        case "all":
+            return slice(0, NUM_MAP_CHANNELS)
+        case "no_texture":
+            return slice(MAP_CHANNELS["texture"].stop, NUM_MAP_CHANNELS)
+        case "texture_only":
+            return MAP_CHANNELS["texture"]
+        case _:
+            assert_never(render_inputs)
+
+
+def _check_sizes(width: int, stem_width: int, norm: NormKind, **counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise InputError(f"{name} must be at least 1, got {count}")
+    # Residual modules work inside at half the width.
+    multiple = 2 if norm == "batch" else 2 * _NORM_GROUPS
+    if width < multiple or width % multiple:
+        raise InputError(f"width must be a positive multiple of {multiple} with {norm} norm, got {width}")
+    if stem_width < 1 or (norm == "group" and stem_width % _NORM_GROUPS):
+        raise InputError(
+            f"stem_width must be a positive multiple of {multiple // 2} with {norm} norm, got {stem_width}"
+        )
