@@ -14,10 +14,11 @@ A single person may leave out the first axis. `poses`, `betas`, `trans` and `gen
 take our results; note that AMASS's world is z up while this is a camera frame.
 """
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bodies import BodyParameters, InputError, PinholeCamera
+from bodies.errors import one_line
 from bodies.safe_write import whole_file
 
 #: R^T R may differ from the identity by this much in a float32 rotation that went through a file.
@@ -99,18 +101,21 @@ def write_estimate(path: Path, parameters: BodyParameters, camera: PinholeCamera
 
 
 def _read_arrays(path: Path) -> Mapping[str, np.ndarray]:
+    known = [name for names in NAMES.values() for name in names]
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise InputError(f"{path}: is a single array; an .npz with named ones is needed")
-            known = [name for names in NAMES.values() for name in names]
-            return {name: file[name] for name in known if name in file.files}
+        # Opened here, so that it is closed even where numpy fails half-way.
+        with path.open("rb") as stream:
+            if not is_zipfile(stream):
+                raise InputError(f"{path}: is not an .npz of named arrays")
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as file:
+                return {name: file[name] for name in known if name in file.files}
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, BadZipFile, EOFError) as error:
+    except (ValueError, BadZipFile, EOFError, zlib.error) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: is not an .npz of plain arrays: {error}") from error
+        raise InputError(f"{path}: is not an .npz of plain arrays: {one_line(error)}") from error
 
 
 def _given(arrays: Mapping[str, np.ndarray], part: str) -> str | None:

@@ -171,7 +171,7 @@ def bad_cases(folder: Path, people: list) -> dict[str, tuple[list[object], str]]
             [image, "--keypoints", keypoints, "--init", init("r", rotations=not_rotations)],
             "r.npz: 'rotations' holds matrices that are no rotations",
         ),
-        "no npz": ([image, "--keypoints", keypoints, "--init", image], "two.png: is not an .npz of plain arrays"),
+        "no npz": ([image, "--keypoints", keypoints, "--init", image], "two.png: is not an .npz of named arrays"),
         "focal": ([image, "--keypoints", keypoints, "--focal", 0], "--focal: the focal length must be positive"),
         "body": ([image, "--keypoints", keypoints, "--prior", folder / "gmm_08.pkl"], "gmm_08.pkl: no such file"),
         "file for many": ([image, folder / "broken.jpg", "--keypoints", keypoints], "--keypoints must be a folder"),
