@@ -125,7 +125,10 @@ class BodyModel(nn.Module):
     joint_shape_directions: Tensor
     skin_weights: Tensor
     faces: Tensor
-    _parent_ids: Tensor
+    parent_ids: Tensor
+    """Parent of each joint but the root."""
+    descendants: Tensor
+    """(joints, joints): entry (j, k) is 1 if joint k is j or hangs below it."""
     _joint_order: Tensor
 
     def __init__(self, data: BodyModelData) -> None:
@@ -159,8 +162,12 @@ class BodyModel(nn.Module):
         """Index tensors of the kinematic chain; as buffers they are where the model is and need no copy per call."""
         levels = _chain_levels(self.parents)
         order = torch.tensor([joint for joints, _ in levels for joint in joints]).argsort()
-        self.register_buffer("_parent_ids", torch.tensor(self.parents[1:], dtype=torch.int64), persistent=False)
+        self.register_buffer("parent_ids", torch.tensor(self.parents[1:], dtype=torch.int64), persistent=False)
         self.register_buffer("_joint_order", order, persistent=False)
+        below = torch.eye(len(self.parents))
+        for joint in range(len(self.parents) - 1, 0, -1):
+            below[self.parents[joint]] += below[joint]
+        self.register_buffer("descendants", below, persistent=False)
         self._depth = len(levels)
         for depth, level in enumerate(levels[1:], start=1):
             self.register_buffer(f"_level_{depth}", torch.tensor(level), persistent=False)
@@ -230,7 +237,7 @@ class BodyModel(nn.Module):
         """Runs the kinematic chain, one tree level at a time."""
         if rotations.shape[1] != self.num_joints:
             raise ValueError(f"{self.name} has {self.num_joints} joints, got {rotations.shape[1]} rotations")
-        offsets = torch.cat([rest_joints[:, :1], rest_joints[:, 1:] - rest_joints[:, self._parent_ids]], dim=1)
+        offsets = torch.cat([rest_joints[:, :1], rest_joints[:, 1:] - rest_joints[:, self.parent_ids]], dim=1)
         # Levels are concatenated and put in joint order at the end: no in-place writes, so autograd can follow.
         world, places = [rotations[:, :1]], [offsets[:, :1]]
         for depth in range(1, self._depth):

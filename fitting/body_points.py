@@ -55,19 +55,11 @@ def shift_shape_jacobian(body: BodyModel, bones: Bones, num_betas: int) -> Float
     rest = body.joint_shape_directions[..., :num_betas]
     batch = bones.joints.shape[0]
     # dp_k = dp_parent + G_parent (dJ_k - dJ_parent): offsets are turned at once, then summed along the chain.
-    parents = list(body.parents[1:])
+    parents = body.parent_ids
     turned = torch.einsum("bkij,kjs->bkis", bones.rotations[:, parents], rest[1:] - rest[parents])
     steps = torch.cat([rest[:1].expand(batch, -1, -1, -1), turned], dim=1)
-    moved = torch.einsum("jk,bjis->bkis", descendants(body.parents, steps), steps)
+    moved = torch.einsum("jk,bjis->bkis", body.descendants, steps)
     return moved - torch.einsum("bkij,kjs->bkis", bones.rotations, rest)
-
-
-def descendants(parents: tuple[int, ...], like: Tensor) -> Float[Tensor, "joints joints"]:
-    """Entry (j, k) is 1 if joint k is j or hangs below it."""
-    below = torch.eye(len(parents), dtype=like.dtype)
-    for joint in range(len(parents) - 1, 0, -1):
-        below[parents[joint]] += below[joint]
-    return below.to(like.device)
 
 
 @runtime_checkable

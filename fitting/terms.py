@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bodies import BodyModel, BodyParameters, PinholeCamera
 from bodies.camera import NEAR_PLANE_M
-from fitting.body_points import BodyPoints, Bones, VertexPoints, descendants, shift_shape_jacobian
+from fitting.body_points import BodyPoints, Bones, VertexPoints, shift_shape_jacobian
 from fitting.jacobian_cpu import vertex_quadratic
 
 #: Residuals are measured as if the person were this tall in the image, so that weights and the robustifier's
@@ -198,7 +198,7 @@ def point_jacobian(
     rows: Float[Tensor, "batch points 2 3"],
 ) -> Float[Tensor, "batch points 2 unknowns"]:
     """`rows` times the derivative of the points by all unknowns."""
-    below = descendants(body.parents, contributions).T
+    below = body.descendants.T
     levers = contributions @ below - (points.masses @ below)[:, :, None] * bones.joints.transpose(1, 2)[:, None]
     # row . (omega x lever) = (lever x row) . omega, for both rows and all joints at once.
     turning = torch.linalg.cross(levers[:, :, None], rows[..., None], dim=3)

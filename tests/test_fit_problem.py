@@ -6,7 +6,7 @@ from fit_cases import GaussianPrior, people, tiny_body
 
 from bodies import BodyParameters
 from fitting import TermWeights
-from fitting.body_points import KeypointPoints, VertexPoints, descendants, pose_bones
+from fitting.body_points import KeypointPoints, VertexPoints, pose_bones
 from fitting.problem import FitProblem, free_unknowns, retract
 from fitting.terms import (
     PointEvidence,
@@ -69,8 +69,10 @@ def test_what_the_bones_carry_adds_up_to_the_point(kind):
 
 
 def test_descendants_follow_the_tree():
-    below = descendants((-1, 0, 1, 1, 0), torch.zeros(1))
-    assert below.tolist() == [[1, 1, 1, 1, 1], [0, 1, 1, 1, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
+    below = tiny_body().descendants
+    assert below[0].eq(1).all()
+    assert below[13].nonzero().squeeze(-1).tolist() == [13, 16, 18, 20, 22]  # the left arm, from its collar
+    assert below[22].nonzero().squeeze(-1).tolist() == [22]
 
 
 @pytest.mark.parametrize("blend_shapes", [True, False])
