@@ -1,0 +1,85 @@
+"""Makes data sets, and shows what is in one."""
+
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from bodies.errors import InputError
+from commands._data_info import info_table
+from commands._data_sheet import draw_sheet, write_png
+from datamodules.store import FrameStore
+from datamodules.synthetic import synthesize as make_synthetic_set
+from datamodules.synthetic_frames import SyntheticSettings
+
+
+def synthesize(
+    *,
+    out: Path,
+    frames: int = 1000,
+    subjects: int = 50,
+    split: Literal["train", "validation", "test"] = "train",
+    seed: int = 0,
+    body: str = "standin",
+    image_size: tuple[int, int] = (320, 320),
+    amass: Path | None = None,
+    textures: Path | None = None,
+    backgrounds: Path | None = None,
+    texture_px: int = 256,
+    workers: int | None = None,
+) -> None:
+    """Makes a SURREAL-like set: dressed bodies of known pose and shape in made or photographed surroundings.
+
+    The file depends on the options, not on the number of processes. Run again after an interruption, it goes on where
+    it stopped. Splits share no person and no posture that is drawn; give each its own folders of files.
+
+    Args:
+        out: The frames file to write.
+        frames: How many images.
+        subjects: How many persons, each with a shape, an appearance and a texture of its own.
+        split: Which split.
+        seed: Of all that is drawn.
+        body: Body model: standin, standin-tiny, or the path of an SMPL file.
+        image_size: Width and height in pixels.
+        amass: File or folder of AMASS .npz recordings to take postures from; by default they are drawn by rules.
+        textures: Folder of texture images in the body's UV layout; by default appearances are drawn.
+        backgrounds: Folder of photos without people; by default scenes are made.
+        texture_px: Side of the stored textures of a body with UV coordinates.
+        workers: Processes to use; by default one per core.
+    """
+    settings = SyntheticSettings(
+        frames, subjects, split, seed, body, image_size, amass, textures, backgrounds, texture_px
+    )
+    store = make_synthetic_set(out, settings, workers)
+    Console().print(f"wrote {out}: {len(store)} frames of {len(store.subjects)} subjects", soft_wrap=True)
+
+
+def show(file: Path, *, out: Path, count: int = 12, columns: int = 3, body: str | None = None) -> None:
+    """Draws frames of a file side by side with the same frames under the true body.
+
+    Args:
+        file: A frames file.
+        out: The .png to write.
+        count: How many frames, evenly spaced over the file.
+        columns: How many beside each other.
+        body: Body model to draw: standin, standin-tiny, or a path; by default what the file says.
+
+    Raises:
+        InputError: If a number or the suffix makes no sense, or the file or its body model cannot be read.
+    """
+    if count < 1 or columns < 1:
+        raise InputError(f"count {count}, columns {columns}: at least one frame in at least one column")
+    if out.suffix.lower() != ".png":
+        raise InputError(f"{out}: the picture is written as .png")
+    write_png(out, draw_sheet(FrameStore(file), count, columns, body))
+    Console().print(f"wrote {out}", soft_wrap=True)
+
+
+def info(file: Path, *, skip_bad_rows: bool = False) -> None:
+    """Prints what is in a frames file: counts, subjects, sizes, cameras, keypoints, textures.
+
+    Args:
+        file: A frames file.
+        skip_bad_rows: Leave out rows that cannot be used, and say how many there are; reads the whole file.
+    """
+    Console().print(info_table(FrameStore(file, skip_bad_rows)))
