@@ -131,15 +131,18 @@ def damped_step(
     """
     diagonal = model.hessian.diagonal(dim1=1, dim2=2)
     floor = DIAGONAL_FLOOR * diagonal.amax(dim=1, keepdim=True)
-    matrix = model.hessian + torch.diag_embed(damping[:, None] * torch.maximum(diagonal, floor))
+    raised = damping[:, None] * torch.maximum(diagonal, floor)
     index = free.nonzero().squeeze(-1)
-    matrix = matrix[:, index][:, :, index]
-    gradient = model.gradient[:, index]
+    everything = len(index) == len(free)
+    # Advanced indexing copies; the copy that is needed for the raised diagonal is made either way.
+    matrix = model.hessian.clone() if everything else model.hessian[:, index][:, :, index]
+    gradient = model.gradient if everything else model.gradient[:, index]
+    matrix.diagonal(dim1=1, dim2=2).add_(raised if everything else raised[:, index])
     factor, failed = torch.linalg.cholesky_ex(matrix)
     solved = -torch.cholesky_solve(gradient[..., None], factor).squeeze(-1)
     solved = torch.where((failed > 0)[:, None], torch.full_like(solved, float("nan")), solved)
-    step = torch.zeros_like(model.gradient).index_copy(1, index, solved)
-    curvature = torch.einsum("bi,bij,bj->b", step, model.hessian, step)
+    step = solved if everything else torch.zeros_like(model.gradient).index_copy(1, index, solved)
+    curvature = ((model.hessian @ step[..., None]).squeeze(-1) * step).sum(dim=1)
     predicted = -(model.gradient * step).sum(dim=1) - curvature / 2
     return step, predicted
 

@@ -172,13 +172,13 @@ class Smplify:
 
     def problem(self, initial: BodyParameters, camera: PinholeCamera, terms: Sequence[Targets]) -> FitProblem:
         """The least-squares problem of these targets, residuals scaled by each person's size in the image."""
-        weights = [t.weights() for t in terms]
-        positions = [torch.nan_to_num(t.position_px) for t in terms]
-        size = person_size_px(torch.cat(positions, dim=1), torch.cat(weights, dim=1))
+        evidence = tuple(term.evidence(self.body) for term in terms)
+        targets = torch.cat([e.target_px for e in evidence], dim=1)
+        size = person_size_px(targets, torch.cat([e.weight for e in evidence], dim=1))
         return FitProblem(
             body=self.body,
             camera=camera,
-            evidence=tuple(t.evidence(self.body) for t in terms),
+            evidence=evidence,
             scale=PERSON_PX / size,
             reference_depth=initial.transl[:, 2],
             prior=self.prior,

@@ -114,7 +114,7 @@ def _first_seen(
 def person_size_px(
     position_px: Float[Tensor, "batch points 2"], weight: Float[Tensor, "batch points"]
 ) -> Float[Tensor, " batch"]:
-    """Larger extent of the seen points; 1 px at the least, so that a single point has a defined scale."""
+    """Larger extent of the points that are fitted; 1 px at the least, so that a single point has a defined scale."""
     seen = (weight > 0)[..., None]
     low = position_px.masked_fill(~seen, float("inf")).amin(dim=1)
     high = position_px.masked_fill(~seen, float("-inf")).amax(dim=1)
