@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from bodies import BodyParameters
+from fitting.body_points import pose_bones
 from fitting.problem import FitProblem, Stage, free_unknowns, retract
 from fitting.solution import Solution
 from fitting.terms import Quadratic
@@ -51,13 +52,14 @@ class LevenbergMarquardt:
         """
         free = free_unknowns(problem.body.num_joints, initial.betas.shape[1], stage, initial.betas)
         best = initial
-        model = problem.linearize(initial, free)
+        bones = pose_bones(problem.body, initial)
+        model = problem.linearize(initial, free, bones)
         value = model.value
         steps = torch.zeros(len(initial), dtype=torch.int64, device=value.device)
         converged = torch.zeros_like(steps, dtype=torch.bool)
         running = value.isfinite().nonzero().squeeze(-1)
         damping = torch.full_like(value, self.initial_damping)
-        active = _Active(problem, initial, model, damping, torch.full_like(value, 2.0)).select(running)
+        active = _Active(problem, initial, bones.rotations, model, damping, torch.full_like(value, 2.0)).select(running)
         for _ in range(self.max_steps):
             step, predicted = damped_step(active.model, active.damping, free)
             # A NaN prediction (the matrix was not positive definite) is not a sign of convergence.
@@ -80,6 +82,7 @@ class _Active:
 
     problem: FitProblem
     parameters: BodyParameters
+    world_rotations: Float[Tensor, "batch joints 3 3"]
     model: Quadratic
     damping: Float[Tensor, " batch"]
     growth: Float[Tensor, " batch"]
@@ -91,6 +94,7 @@ class _Active:
         return _Active(
             self.problem.select(index),
             self.parameters[index],
+            self.world_rotations[index],
             self.model.select(index),
             self.damping[index],
             self.growth[index],
@@ -106,8 +110,9 @@ class _Active:
 
         The candidate is linearized at once: nearly all steps are accepted, and the value comes with it.
         """
-        candidate = retract(self.problem.body, self.parameters, step)
-        model = self.problem.linearize(candidate, free)
+        candidate = retract(self.parameters, self.world_rotations, step)
+        bones = pose_bones(self.problem.body, candidate)
+        model = self.problem.linearize(candidate, free, bones)
         decrease = self.model.value - model.value
         accepted = decrease > 0  # a NaN or infinite candidate compares false
         gain = torch.where(accepted, decrease / predicted, 0).clamp(max=2)
@@ -115,6 +120,7 @@ class _Active:
         return _Active(
             self.problem,
             candidate.where(accepted, self.parameters),
+            torch.where(accepted[:, None, None, None], bones.rotations, self.world_rotations),
             model.where(accepted, self.model),
             torch.where(accepted, self.damping * shrink, self.damping * self.growth),
             torch.where(accepted, 2.0, self.growth * 2),

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bodies import BodyModel, BodyParameters, PinholeCamera
-from fitting.body_points import pose_bones
+from fitting.body_points import Bones, pose_bones
 from fitting.priors.base import PosePrior
 from fitting.terms import (
     PointEvidence,
@@ -102,12 +102,17 @@ class FitProblem:
             value = value + reprojection_value(evidence, points, self.camera, self.scale)
         return value
 
-    def linearize(self, parameters: BodyParameters, free: Bool[Tensor, " unknowns"]) -> Quadratic:
+    def linearize(
+        self, parameters: BodyParameters, free: Bool[Tensor, " unknowns"], bones: Bones | None = None
+    ) -> Quadratic:
         """Value, gradient and Gauss-Newton Hessian by the unknowns (omega, betas, transl).
 
-        Gradient and Hessian need to be right in the block of the `free` unknowns alone.
+        Args:
+            parameters: Where.
+            free: Which unknowns move; gradient and Hessian need to be right in their block alone.
+            bones: `pose_bones` of the parameters, if they are at hand.
         """
-        bones = pose_bones(self.body, parameters)
+        bones = pose_bones(self.body, parameters) if bones is None else bones
         batch, joints = parameters.rotations.shape[:2]
         betas_at = 3 * joints
         depth_at = betas_at + parameters.betas.shape[1] + 2
@@ -170,16 +175,22 @@ class FitProblem:
         hessian[:, body, body] += carried.reshape(batch, 3 * joints, 3 * joints)
 
 
-def retract(body: BodyModel, parameters: BodyParameters, step: Float[Tensor, "batch unknowns"]) -> BodyParameters:
+def retract(
+    parameters: BodyParameters,
+    world_rotations: Float[Tensor, "batch joints 3 3"],
+    step: Float[Tensor, "batch unknowns"],
+) -> BodyParameters:
     """Moves the parameters by a step in the unknowns of `FitProblem.linearize`.
 
-    The world-frame omega of joint j becomes the local right perturbation delta = G_j^T omega, with the G of the
-    point the step starts from.
+    Args:
+        parameters: Where the step starts.
+        world_rotations: `Bones.rotations` there; the world-frame omega of joint j becomes the local right perturbation
+            delta = G_j^T omega.
+        step: Omega of each joint, betas, translation.
     """
     joints = parameters.rotations.shape[1]
     omega = step[:, : 3 * joints].unflatten(1, (joints, 3))
-    world = body.pose(body.shape_joints(parameters.betas), parameters.rotations).rotations
-    delta = (world.transpose(-1, -2) @ omega[..., None]).squeeze(-1)
+    delta = (world_rotations.transpose(-1, -2) @ omega[..., None]).squeeze(-1)
     betas = parameters.betas + step[:, 3 * joints : -3]
     return BodyParameters(parameters.rotations @ roma.rotvec_to_rotmat(delta), betas, parameters.transl + step[:, -3:])
 

@@ -46,6 +46,10 @@ def problem_for(body, parameters, camera, kinds, prior=None, weights=None):
     )
 
 
+def moved(body, parameters, step):
+    return retract(parameters, pose_bones(body, parameters).rotations, step)
+
+
 def test_points_are_those_of_the_mesh():
     body = tiny_body()
     parameters, _ = people(3)
@@ -82,7 +86,7 @@ def test_gradient_matches_autograd(kinds, blend_shapes):
     parameters, camera = people(3)
     problem = problem_for(body, parameters, camera, kinds, GaussianPrior(), TermWeights(2.0, 3.0, 4.0, 5.0))
     step = torch.zeros(3, 85, dtype=torch.float64, requires_grad=True)
-    value = problem.objective(retract(body, parameters, step))
+    value = problem.objective(moved(body, parameters, step))
     (expected,) = torch.autograd.grad(value.sum(), step)
     model = problem.linearize(parameters, ALL)
     # Both are exact derivatives in float64; what is left is rounding of sums of about 1e4.
@@ -101,8 +105,8 @@ def test_hessian_is_that_of_gauss_newton(kind):
     model = reprojection_quadratic(evidence, body, bones, parameters, camera, scale, ALL)
 
     def pixels(step):
-        moved = retract(body, parameters, step)
-        points = evidence.points.positions(pose_bones(body, moved), moved.betas) + moved.transl[:, None]
+        there = moved(body, parameters, step)
+        points = evidence.points.positions(pose_bones(body, there), there.betas) + there.transl[:, None]
         return camera.project(points) * evidence.weight.sqrt()[..., None]
 
     jacobian = torch.autograd.functional.jacobian(pixels, torch.zeros(2, 85, dtype=torch.float64))
@@ -142,7 +146,7 @@ def test_step_of_world_rotation_turns_everything_below_about_the_joint():
     parameters, _ = people(1)
     step = torch.zeros(1, 85, dtype=torch.float64)
     step[0, 3 * 16 : 3 * 16 + 3] = torch.tensor([0.2, -0.5, 0.3])
-    before, after = body(parameters).joints[0], body(retract(body, parameters, step)).joints[0]
+    before, after = body(parameters).joints[0], body(moved(body, parameters, step)).joints[0]
     assert torch.allclose(before[:17], after[:17], atol=1e-12)  # the left shoulder and what is not below it
     turn = torch.linalg.matrix_exp(torch.tensor([[0, -0.3, -0.5], [0.3, 0, -0.2], [0.5, 0.2, 0]], dtype=torch.float64))
     below = [18, 20, 22]
@@ -159,8 +163,8 @@ def test_axis_angle_jacobian_matches_autograd_up_to_a_half_turn():
         there = BodyParameters.from_axis_angle(pose, parameters.betas, parameters.transl)
         body = tiny_body()
         step = torch.zeros(1, 85, dtype=torch.float64, requires_grad=True)
-        moved = retract(body, there, step).pose[0, 15:18]
-        expected = torch.stack([torch.autograd.grad(part, step, retain_graph=True)[0][0, 15:18] for part in moved])
+        turned = moved(body, there, step).pose[0, 15:18]
+        expected = torch.stack([torch.autograd.grad(part, step, retain_graph=True)[0][0, 15:18] for part in turned])
         ours = axis_angle_jacobian(pose[:, 15:18, None].transpose(1, 2), pose_bones(body, there).rotations[:, 5:6])
         # The rotation library's own logarithm loses digits close to zero and to a half turn.
         assert torch.allclose(ours[0, 0], expected, atol=1e-5)
