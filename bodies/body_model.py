@@ -46,7 +46,7 @@ class BodyParameters:
         transl: Float[Tensor, "batch 3"],
     ) -> Self:
         """From SMPL's own layout: (B, 72) axis-angle in radians, joint after joint."""
-        rotations = roma.rotvec_to_rotmat(pose.reshape(pose.shape[0], -1, 3))
+        rotations = roma.rotvec_to_rotmat(pose.unflatten(1, (pose.shape[1] // 3, 3)))
         return cls(rotations, betas, transl)
 
     @property

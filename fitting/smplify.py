@@ -84,7 +84,8 @@ class FitResult:
     @property
     def accepted(self) -> Bool[Tensor, " batch"]:
         """Where the returned body is a fitted one."""
-        return torch.tensor([s.accepted for s in self.status], device=self.initial_objective.device)
+        flags = [status.accepted for status in self.status]
+        return torch.tensor(flags, dtype=torch.bool, device=self.initial_objective.device)
 
 
 class Smplify:
@@ -137,7 +138,7 @@ class Smplify:
         if not terms:
             raise ValueError("a fit needs at least one data term")
         results = []
-        for start in range(0, len(initial), self.chunk_size):
+        for start in range(0, max(len(initial), 1), self.chunk_size):  # an empty batch has an empty result
             chunk = slice(start, start + self.chunk_size)
             results.append(self._fit_chunk(initial[chunk], camera[chunk], [t[chunk] for t in terms]))
         return _concatenate(results)
@@ -157,7 +158,7 @@ class Smplify:
             parameters, converged = solution.parameters, solution.converged
         final_objective = problem.objective(parameters)
         status = _judge(finite, seen, initial_objective, final_objective, _finite(parameters), converged)
-        accepted = torch.tensor([s.accepted for s in status], device=finite.device)
+        accepted = torch.tensor([s.accepted for s in status], dtype=torch.bool, device=finite.device)
         parameters = parameters.where(accepted, initial)
         nothing = torch.full_like(initial_objective, float("nan"))
         error = torch.where(finite & seen, mean_error_px(problem, start), nothing)

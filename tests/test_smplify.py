@@ -95,6 +95,18 @@ def test_chunks_change_nothing():
     assert whole.status == parts.status
 
 
+@pytest.mark.parametrize("solver", [LevenbergMarquardt(), Adam(steps=2)])
+def test_empty_batch_has_an_empty_result(solver):
+    body = tiny_body()
+    truth, camera = people(2)
+    nobody = slice(0, 0)
+    for targets in (vertex_targets(body, truth, camera), keypoint_targets(body, truth, camera)):
+        result = Smplify(body, GaussianPrior(), solver)(truth[nobody], camera[nobody], targets[nobody])
+        assert len(result.parameters) == 0
+        assert result.status == ()
+        assert result.accepted.shape == (0,)
+
+
 def test_levenberg_marquardt_ends_lower_than_adam():
     body = tiny_body()
     truth, camera = people(4)
