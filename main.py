@@ -141,14 +141,19 @@ def verb_parser(module: ModuleType) -> argparse.ArgumentParser:
 
 
 def public_functions(module: ModuleType) -> dict[str, Callable[..., int | None]]:
-    """The functions that `module` itself defines without a leading underscore, by their word on the command line.
+    """The functions that are the commands of `module`, by their word on the command line.
 
-    Underscores become dashes, and the one that tells a name from a keyword of Python falls off: `import_` is "import".
+    They are those it defines without a leading underscore, and those it takes from a helper (`commands._...`) and names
+    in its `__all__`. Underscores become dashes, and the one that tells a name from a keyword of Python falls off:
+    `import_` is "import".
     """
+    named = getattr(module, "__all__", ())
     return {
         name.rstrip("_").replace("_", "-"): value
         for name, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+        if inspect.isfunction(value)
+        and not name.startswith("_")
+        and (value.__module__ == module.__name__ or (value.__module__.startswith("commands._") and name in named))
     }
 
 

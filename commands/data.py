@@ -1,4 +1,4 @@
-"""Makes data sets, and shows what is in one."""
+"""Makes, converts and shows data sets."""
 
 from pathlib import Path
 from typing import Literal
@@ -6,11 +6,15 @@ from typing import Literal
 from rich.console import Console
 
 from bodies.errors import InputError
+from commands._data_convert import convert
 from commands._data_info import info_table
 from commands._data_sheet import draw_sheet, write_png
+from commands._data_texture import texture
 from datamodules.store import FrameStore
 from datamodules.synthetic import synthesize as make_synthetic_set
 from datamodules.synthetic_frames import SyntheticSettings
+
+__all__ = ["convert", "info", "show", "synthesize", "texture"]
 
 
 def synthesize(

@@ -20,7 +20,7 @@ from scipy.spatial import cKDTree
 from bodies.body_model import BodyModel
 from bodies.camera import PinholeCamera
 from bodies.model_data import TextureLayout
-from renderers import make_rasterizer, vertex_normals
+from renderers import Fragments, make_rasterizer, vertex_normals
 
 #: Joints whose skin weights make each part of SMPL's body.
 PARTS: Final = {
@@ -141,13 +141,7 @@ def make_canvas(body: BodyModel, texture_px: int) -> TextureCanvas:
     if body.texture is None:
         texels = np.arange(body.num_vertices)
         return TextureCanvas((body.num_vertices,), _body_points(attributes), texels, np.ones(body.num_vertices, bool))
-    # The UV layout is rasterized as a flat mesh one metre in front of a camera whose image it fills.
-    coordinates = torch.from_numpy(body.texture.coordinates)
-    flat = torch.stack([coordinates[:, 0], 1 - coordinates[:, 1], torch.ones(len(coordinates))], dim=1)
-    size = torch.full((1, 2), float(texture_px))
-    camera = PinholeCamera(size, torch.zeros(1, 2), size)
-    faces = torch.from_numpy(body.texture.faces)
-    fragments = make_rasterizer("cpu")(flat[None], faces, camera, texture_px, texture_px)
+    fragments = layout_fragments(body.texture, texture_px)
     mask = fragments.mask[0].numpy()
     corners = body.faces.cpu().numpy()[fragments.triangle_id[0].numpy()[mask]]
     weights = fragments.barycentric[0].numpy()[mask]
@@ -156,6 +150,16 @@ def make_canvas(body: BodyModel, texture_px: int) -> TextureCanvas:
     number[mask] = np.arange(len(points))
     rows, columns = distance_transform_edt(~mask, return_distances=False, return_indices=True)
     return TextureCanvas(mask.shape, _body_points(points), number[rows, columns].ravel(), mask.ravel())
+
+
+def layout_fragments(layout: TextureLayout, texture_px: int) -> Fragments:
+    """Which triangle each texel of a square texture is on, and where on it; a batch of one."""
+    # The UV layout is rasterized as a flat mesh one metre in front of a camera whose image it fills.
+    coordinates = torch.from_numpy(layout.coordinates)
+    flat = torch.stack([coordinates[:, 0], 1 - coordinates[:, 1], torch.ones(len(coordinates))], dim=1)
+    size = torch.full((1, 2), float(texture_px))
+    camera = PinholeCamera(size, torch.zeros(1, 2), size)
+    return make_rasterizer("cpu")(flat[None], torch.from_numpy(layout.faces), camera, texture_px, texture_px)
 
 
 def sample_image(

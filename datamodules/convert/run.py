@@ -1,0 +1,303 @@
+"""What all converters share: jobs done by threads, progress, resume, and a summary of what was skipped and why.
+
+A converter turns its source into `Job`s, each of which knows the rows of some images without reading a pixel (`plan`)
+and reads the images that are still wanted (`images`). Rows come out in the order of the jobs, whatever the number of
+threads; they are threads because reading files, decoding and encoding all release Python's lock, so images need not be
+copied between processes. An interrupted run is gone on with by `FrameWriter`: rows that are there are not made again.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final, Literal, NamedTuple, TypeVar
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bodies.errors import InputError
+from bodies.safe_write import whole_file
+from datamodules.store import FrameRow, FrameStore, FrameWriter, StoredImage
+from datamodules.store_layout import OPTIONAL_COLUMNS, POSE_COLUMNS
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Split = Literal["train", "validation", "test"]
+
+#: Jobs in flight per thread: enough to keep all busy, few enough that memory does not grow with the data set.
+_IN_FLIGHT: Final = 2
+
+
+class Skipped(NamedTuple):
+    """Something of the source that did not become rows."""
+
+    name: str
+    """Which row, clip or file."""
+    reason: str
+    """Why, the same words for the same cause."""
+    rows: int = 1
+    """How many rows it would have been; 0 for a whole file of which that is not known."""
+
+
+class PlannedFrame(NamedTuple):
+    """One image and who is in it, before its pixels are read."""
+
+    name: str
+    """Name of the image in its data set."""
+    frame: int
+    """Number of the frame in its recording."""
+    rows: tuple[FrameRow, ...]
+    """The people; `FrameRow.image` is set when the image is stored."""
+
+
+class JobPlan(NamedTuple):
+    """What a job would make."""
+
+    frames: tuple[PlannedFrame, ...]
+    """In the order in which they are to be stored."""
+    skipped: tuple[Skipped, ...] = ()
+    """What it leaves out."""
+
+
+class Job(ABC):
+    """A part of a conversion that one thread does; small enough that its images fit into memory several times."""
+
+    @abstractmethod
+    def plan(self) -> JobPlan:
+        """The rows, without reading images.
+
+        Raises:
+            InputError: If the source is damaged in a way that should end the conversion.
+        """
+
+    @abstractmethod
+    def images(self, frames: Sequence[PlannedFrame]) -> Iterator[StoredImage | str]:
+        """For each of these frames its image, or why there is none.
+
+        Raises:
+            InputError: If the source is damaged in a way that should end the conversion.
+        """
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Everything that is to be done."""
+
+    dataset: str
+    """Name of the data set."""
+    split: Split
+    """Which part of it."""
+    body_model: str
+    """Which body model the parameters refer to."""
+    jobs: tuple[Job, ...]
+    """In the order in which their rows are stored."""
+    settings: Mapping[str, str | int] = field(default_factory=dict)
+    """Whatever else a run that goes on with an interrupted one has to have in common with it."""
+    skipped: tuple[Skipped, ...] = ()
+    """What was left out before there were jobs."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a conversion is done.
+
+    Raises:
+        InputError: If there are fewer than no threads.
+    """
+
+    workers: int | None = None
+    """Threads; by default one per core."""
+    dry_run: bool = False
+    """Count what would be made, and write nothing."""
+    overwrite: bool = False
+    """Make the file anew if it is there already."""
+    quiet: bool = False
+    """Show no progress bar."""
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 0:
+            raise InputError(f"workers {self.workers}: there cannot be fewer than none")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What came of a conversion."""
+
+    out: Path
+    """The frames file."""
+    rows: int
+    """Rows in it, or, of a dry run, rows that it would have at most."""
+    state: Literal["written", "planned", "complete"]
+    """`complete`: the file was there already."""
+    skipped: tuple[Skipped, ...] = ()
+    """What was left out."""
+    notes: tuple[str, ...] = ()
+    """Facts that the user should see."""
+
+    def with_note(self, note: str) -> "Summary":
+        """The same with one more note."""
+        return replace(self, notes=(*self.notes, note))
+
+
+def finished(out: Path, dataset: str, split: Split, options: RunOptions) -> Summary | None:
+    """The summary of a file that an earlier run completed, or None if there is something to do.
+
+    Raises:
+        InputError: If there is a file of another kind, data set or split, which is not to be overwritten.
+    """
+    if options.overwrite or options.dry_run or not out.exists():
+        return None
+    store = FrameStore(out)
+    if (store.dataset, store.split) != (dataset, split):
+        raise InputError(
+            f"{out}: it holds {store.dataset}, {store.split}; give --overwrite to write {dataset}, {split}"
+        )
+    return Summary(out, len(store), "complete")
+
+
+def run_conversion(conversion: Conversion, out: Path, options: RunOptions) -> Summary:
+    """Does all jobs and writes the file.
+
+    What was skipped is listed in full beside the file, as `<out>.skipped.tsv`.
+
+    Raises:
+        InputError: If the source is damaged, nothing is left of it, or the file cannot be written.
+    """
+    skipped = list(conversion.skipped)
+    if options.dry_run:
+        plans = _progressing(conversion.jobs, lambda job: _sound(job.plan()), options)
+        rows = 0
+        for plan in plans:
+            rows += sum(len(frame.rows) for frame in plan.frames)
+            skipped += plan.skipped
+        return Summary(out, rows, "planned", tuple(skipped))
+    if not conversion.jobs:
+        reason = f", the first because {skipped[0].reason}" if skipped else ""
+        raise InputError(f"{out}: there is nothing to be converted{reason}")
+    header = (conversion.dataset, conversion.split, conversion.body_model, conversion.settings)
+    with FrameWriter(out, *header) as writer:
+        for made, left_out in _progressing(conversion.jobs, lambda job: _make(job, writer.__contains__), options):
+            skipped += left_out
+            for image, rows_of_image in made:
+                index = writer.add_image(image)
+                for row in rows_of_image:
+                    writer.add_row(replace(row, image=index))
+        if not len(writer):
+            reason = f": all of the source was skipped, the first because {skipped[0].reason}" if skipped else ""
+            raise InputError(f"{out}: there is not one row to be written{reason}")
+        rows = len(writer)
+    write_skipped(out.with_name(f"{out.name}.skipped.tsv"), skipped)
+    return Summary(out, rows, "written", tuple(skipped))
+
+
+def _make(
+    job: Job, done: Callable[[str], bool]
+) -> tuple[list[tuple[StoredImage, tuple[FrameRow, ...]]], tuple[Skipped, ...]]:
+    """The images of a job with the rows that are not stored yet."""
+    plan = _sound(job.plan())
+    todo = [frame._replace(rows=tuple(row for row in frame.rows if not done(row.row_id))) for frame in plan.frames]
+    todo = [frame for frame in todo if frame.rows]
+    made, skipped = [], list(plan.skipped)
+    for frame, image in zip(todo, job.images(todo) if todo else (), strict=True):
+        if isinstance(image, str):
+            skipped += [Skipped(row.row_id, image) for row in frame.rows]
+        else:
+            made.append((image, frame.rows))
+    return made, tuple(skipped)
+
+
+def _sound(plan: JobPlan) -> JobPlan:
+    """The plan without rows whose values the store would refuse: a bad row must not end the conversion."""
+    frames, skipped = [], list(plan.skipped)
+    for frame in plan.frames:
+        problems = {row.row_id: value_problem(row) for row in frame.rows}
+        skipped += [Skipped(row_id, problem) for row_id, problem in problems.items() if problem]
+        if rows := tuple(row for row in frame.rows if not problems[row.row_id]):
+            frames.append(frame._replace(rows=rows))
+    return JobPlan(tuple(frames), tuple(skipped))
+
+
+def value_problem(row: FrameRow) -> str | None:
+    """What about the numbers of a row could not be stored: not finite, behind the camera, degrees for radians ..."""
+    for column in (*POSE_COLUMNS, *OPTIONAL_COLUMNS):
+        value = getattr(row, column.label)
+        if value is not None and column.bad_rows(np.asarray(value)[None])[0]:
+            return f"{column.label} is not finite or out of range"
+    return None
+
+
+def every_nth(every: int) -> int:
+    """A stride of frames that was checked.
+
+    Raises:
+        InputError: If it is not positive.
+    """
+    if every < 1:
+        raise InputError(f"every {every}: it must be 1 or more")
+    return every
+
+
+def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
+    """Lists what was skipped, one a line: name, number of rows, reason. A list that was there before is replaced."""
+    if not skipped:
+        path.unlink(missing_ok=True)
+        return
+    with whole_file(path) as temporary:
+        temporary.write_text("".join(f"{entry.name}\t{entry.rows}\t{entry.reason}\n" for entry in skipped))
+
+
+def summary_table(summary: Summary) -> Table:
+    """How many rows there are, and for each reason how many were skipped and the first of them."""
+    title = {"written": "wrote", "planned": "would write", "complete": "is complete already:"}[summary.state]
+    table = Table("", "rows", "for example", title=f"{title} {summary.out}")
+    table.add_row("converted", str(summary.rows), "")
+    counts: dict[str, list[Skipped]] = {}
+    for entry in summary.skipped:
+        counts.setdefault(entry.reason, []).append(entry)
+    for reason, entries in sorted(counts.items(), key=lambda pair: -sum(entry.rows for entry in pair[1])):
+        rows = sum(entry.rows for entry in entries)
+        table.add_row(f"skipped: {reason}", str(rows) if rows else f"{len(entries)} files", entries[0].name)
+    for note in summary.notes:
+        table.add_row(note, "", "")
+    return table
+
+
+def _progressing(items: Sequence[Item], work: Callable[[Item], Result], options: RunOptions) -> Iterator[Result]:
+    """Results of the work on each item, in order, with a progress bar."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), disable=options.quiet) as progress:
+        task = progress.add_task("planning" if options.dry_run else "converting", total=len(items))
+        for result in in_order(work, items, options.workers):
+            yield result
+            progress.advance(task)
+
+
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int | None) -> Iterator[Result]:
+    """Results of threads in the order of the items, started no further ahead than what keeps the threads busy.
+
+    Args:
+        work: What is done with each item.
+        items: What there is to do.
+        workers: Threads, by default one per core; the calling thread alone for 0 or 1.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = cores if workers is None else workers
+    if threads <= 1:
+        yield from map(work, items)
+        return
+    waiting: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) >= _IN_FLIGHT * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        # After an error or an interruption, what has not begun is not begun.
+        pool.shutdown(cancel_futures=True)
