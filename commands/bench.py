@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, get_args
 
 import torch
@@ -20,6 +21,9 @@ from bodies import BodyModel, InputError, PinholeCamera, load_body_model
 from bodies.safe_write import whole_file
 from commands._fit_cases import WholeMeshPoints, draw_people, make_fit_cases
 from commands._peak_memory import peak_memory
+from datamodules.store_speed import measure_store_speed
+from datamodules.synthetic import synthesize
+from datamodules.synthetic_frames import SyntheticSettings
 from fitting import Adam, FitProblem, GmmPrior, LevenbergMarquardt, Smplify
 from fitting.body_points import VertexPoints
 from fitting.smplify import mean_error_px
@@ -30,6 +34,9 @@ FIT_BATCHES = (1, 32, 256)
 RASTER_BATCHES = (1, 8, 32)
 RASTER_PX = 256
 VISIBLE_VERTICES = 600
+LOADER_FRAMES = 160
+LOADER_IMAGE_PX = (640, 480)
+LOADER_CROPS_PX = (128, 256)
 SolverName = Literal["Adam, whole mesh", "Adam, chosen vertices", "Levenberg-Marquardt"]
 SOLVERS: tuple[SolverName, ...] = get_args(SolverName)
 
@@ -55,7 +62,7 @@ class FitRow:
 
 
 def bench(out: Path | None = None, body: str = "standin", repeats: int = 3) -> None:
-    """Times fitting and rasterizing, in one run on this machine.
+    """Times fitting, rasterizing and loading, in one run on this machine.
 
     The fit: ground-truth displacements of 600 visible vertices, all unknowns at once, the same problem and the same
     start for all solvers: Levenberg-Marquardt until it converges, against 100 Adam steps, once with the whole mesh
@@ -70,7 +77,11 @@ def bench(out: Path | None = None, body: str = "standin", repeats: int = 3) -> N
     if repeats < 1:
         raise InputError(f"--repeats: at least 1, got {repeats}")
     console = Console()
-    tables = [_fit_table(_fit_rows(body, repeats, "cpu", console)), _raster_table(body, repeats, "cpu", console)]
+    tables = [
+        _fit_table(_fit_rows(body, repeats, "cpu", console)),
+        _raster_table(body, repeats, "cpu", console),
+        _loader_table(console),
+    ]
     if torch.cuda.is_available():
         tables += [_fit_table(_fit_rows(body, repeats, "cuda", console)), _raster_table(body, repeats, "cuda", console)]
     for table in tables:
@@ -195,6 +206,21 @@ def _raster_table(body_name: str, repeats: int, device: str, console: Console) -
         with console.status(f"rasterizer, batch {batch}, {device}"):
             seconds = _median_seconds(run, max(repeats, 10))
         table.add_row(name, str(batch), f"{1e3 * seconds:.2f}", f"{1e3 * seconds / batch:.2f}")
+    return table
+
+
+def _loader_table(console: Console) -> Table:
+    """Crops out of a synthetic frames file that is made for the purpose."""
+    settings = SyntheticSettings(frames=LOADER_FRAMES, subjects=8, body="standin-tiny", image_size=LOADER_IMAGE_PX)
+    with console.status("loader"), TemporaryDirectory() as folder:
+        store = synthesize(Path(folder) / "frames.h5", settings, quiet=True)
+        speeds = [measure_store_speed(store, crop_px=crop, workers=2) for crop in LOADER_CROPS_PX]
+    width, height = LOADER_IMAGE_PX
+    names = ("crop", "samples per second", "ms per sample in one process", "of it JPEG decoding")
+    table = Table(*names, title=f"Loader, {width} x {height} images, 2 workers, batches of 8")
+    for speed in speeds:
+        decoding = f"{speed.decode_ms:.2f} ms ({100 * speed.decode_fraction:.0f} %)"
+        table.add_row(f"{speed.crop_px} px", f"{speed.samples_per_s:.0f}", f"{speed.sample_ms:.2f}", decoding)
     return table
 
 

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from bodies.errors import InputError
 from commands._data_convert import convert
+from commands._data_import import import_
 from commands._data_info import info_table
 from commands._data_sheet import draw_sheet, write_png
 from commands._data_texture import texture
@@ -14,7 +15,7 @@ from datamodules.store import FrameStore
 from datamodules.synthetic import synthesize as make_synthetic_set
 from datamodules.synthetic_frames import SyntheticSettings
 
-__all__ = ["convert", "info", "show", "synthesize", "texture"]
+__all__ = ["convert", "import_", "info", "show", "synthesize", "texture"]
 
 
 def synthesize(

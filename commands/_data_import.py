@@ -1,0 +1,157 @@
+"""`snugfit data import`: another regressor's results as initial estimates."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, assert_never
+
+from rich.console import Console
+from rich.table import Table
+
+from bodies import BodyModel, InputError, load_body_model
+from bodies.safe_write import whole_file
+from datamodules.convert.generic import read_generic
+from datamodules.convert.hmr_plus import read_hmr_plus
+from datamodules.convert.importing import ImportReport, import_predictions, is_complete
+from datamodules.convert.pare import read_pare
+from datamodules.convert.predictions import FocalChoice, Predictions
+from datamodules.convert.prohmr import read_prohmr
+from datamodules.store import FrameStore
+
+Regressor = Literal["pare", "prohmr", "hmr-plus", "npz"]
+
+#: How many left-over rows of each kind are printed; `--list` writes all.
+SHOWN = 10
+_STAND_IN = "standin"
+
+
+def import_(
+    regressor: Regressor,
+    source: Path,
+    *,
+    frames: Path,
+    out: Path,
+    name: str | None = None,
+    focal: str = "frames",
+    boxes: Path | None = None,
+    sequence: str | None = None,
+    first_frame: int = 0,
+    body: str | None = None,
+    list_file: Path | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Takes a regressor's results into an estimates file; docs/importers.md describes the layouts.
+
+    Args:
+        regressor: pare, prohmr, hmr-plus, or npz for any other through the documented layout.
+        source: What the regressor wrote: a file, or for PARE's demos a folder.
+        frames: The frames file whose rows the results are for.
+        out: The estimates file to write.
+        name: What to call the regressor in the file; by default the first argument.
+        focal: Focal length with which crop cameras become translations: frames, diagonal, or pixels.
+        boxes: For PARE's evaluation arrays, the dataset's npz with imgname, center and scale.
+        sequence: For PARE's video demo, which sequence the video is.
+        first_frame: For PARE's video demo, the number of the video's first frame in the frames file.
+        body: Body model to compare with the ground truth; by default the frames file's, else the stand-in.
+        list_file: Text file to write all left-over rows and predictions to.
+        overwrite: Write anew although the file is complete.
+        dry_run: Match and compare, but write nothing.
+
+    Raises:
+        InputError: If a file cannot be used, nothing matches, or the results are absurd; names the file and the cause.
+    """
+    console, store, label = Console(), FrameStore(frames), name or regressor
+    if not overwrite and not dry_run and is_complete(out, store, label):
+        console.print(f"{out} is complete already (overwrite to write it anew)", soft_wrap=True)
+        return
+    choice = _focal_choice(focal)
+    predictions = _read(regressor, source, store, boxes, sequence, first_frame)
+    model = _body(store, body, console)
+    report = import_predictions(source, predictions, store, out, label, body=model, focal=choice, dry_run=dry_run)
+    console.print(_table(report, store))
+    for title, lines in _left_over(report):
+        _print_some(console, title, lines)
+    if list_file is not None:
+        text = "".join(f"{title}\n" + "".join(f"  {line}\n" for line in lines) for title, lines in _left_over(report))
+        _write_text(list_file, text)
+    console.print(f"would write {out}" if dry_run else f"wrote {out}", soft_wrap=True)
+
+
+def _focal_choice(focal: str) -> FocalChoice:
+    match focal:
+        case "frames" | "diagonal":
+            return focal
+        case _:
+            try:
+                return float(focal)
+            except ValueError as error:
+                raise InputError(f"--focal: frames, diagonal, or a number of pixels, got {focal!r}") from error
+
+
+def _read(
+    regressor: Regressor, source: Path, store: FrameStore, boxes: Path | None, sequence: str | None, first_frame: int
+) -> Predictions:
+    if not source.exists():
+        raise InputError(f"{source}: there is no such file or folder")
+    match regressor:
+        case "pare":
+            return read_pare(source, store, boxes=boxes, sequence=sequence, first_frame=first_frame)
+        case "prohmr":
+            return read_prohmr(source)
+        case "hmr-plus":
+            return read_hmr_plus(source)
+        case "npz":
+            return read_generic(source)
+        case _:
+            assert_never(regressor)
+
+
+def _body(store: FrameStore, body: str | None, console: Console) -> BodyModel:
+    if body is not None:
+        return load_body_model(body)
+    try:
+        return load_body_model(store.body_model)
+    except InputError:
+        # Its joints lie where SMPL's do within centimetres, which is enough to see what is absurd.
+        console.print(f"body model {store.body_model!r} is not at hand: errors are those of the stand-in's joints")
+        return load_body_model(_STAND_IN)
+
+
+def _table(report: ImportReport, store: FrameStore) -> Table:
+    agreement = report.agreement
+    table = Table("", "", show_header=False)
+    table.add_row("rows", f"{report.rows} of {len(store)}, {report.samples} sample(s) each")
+    table.add_row("mean joint error", f"{agreement.error_mm:.1f} mm (24 joints, roots aligned, sample 0)")
+    table.add_row("size in the image", f"{agreement.size_ratio:.3f} times too far away (median)")
+    table.add_row("offset of the pelvis", f"{agreement.offset:.3f} of the box (median)")
+    table.add_row("rows without a prediction", str(len(report.unmatched_rows)))
+    table.add_row("predictions without a row", str(len(report.unmatched_predictions)))
+    table.add_row("rows left out as unusable", str(len(report.skipped)))
+    if agreement.hint is not None:
+        table.add_row("suspicious", agreement.hint)
+    return table
+
+
+def _left_over(report: ImportReport) -> tuple[tuple[str, Sequence[str]], ...]:
+    return (
+        ("rows without a prediction", report.unmatched_rows),
+        ("predictions without a row", report.unmatched_predictions),
+        ("rows left out as unusable", report.skipped),
+    )
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        with whole_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: it cannot be written ({error.strerror})") from error
+
+
+def _print_some(console: Console, title: str, lines: Sequence[str]) -> None:
+    if lines:
+        console.print(f"{title}:")
+        for line in lines[:SHOWN]:
+            console.print(f"  {line}", soft_wrap=True, markup=False)
+        if len(lines) > SHOWN:
+            console.print(f"  and {len(lines) - SHOWN} more")
