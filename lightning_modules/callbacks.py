@@ -68,12 +68,14 @@ class OverlayPictures(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts to count."""
-        # The folder is asked for here, where all processes come: Lightning broadcasts it.
-        self._drawn, self._folder = 0, _folder(trainer)
+        self._begin(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts to count."""
-        # The folder is asked for here, where all processes come: Lightning broadcasts it.
+        self._begin(trainer)
+
+    def _begin(self, trainer: Trainer) -> None:
+        # The folder is asked for where all processes come: Lightning broadcasts it.
         self._drawn, self._folder = 0, _folder(trainer)
 
     def on_validation_batch_end(
