@@ -232,7 +232,7 @@ class EmaWeights(WeightAveraging):
     def __init__(self, decay: float = 0.999) -> None:
         if not 0 <= decay < 1:
             raise InputError(f"the decay of averaged weights must be at least 0 and less than 1, got {decay}")
-        super().__init__(avg_fn=partial(_moving_average, decay))
+        super().__init__(multi_avg_fn=partial(_move_averages, decay))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Takes the training up again; for tests the checkpoint's weights are the average already."""
@@ -240,10 +240,14 @@ class EmaWeights(WeightAveraging):
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
 
-def _moving_average(decay: float, average: Tensor, current: Tensor, updates: Tensor) -> Tensor:
-    """The average after one more step; `updates` counts those before."""
-    keep = torch.clamp((1 + updates) / (10 + updates), max=decay).to(average.device)
-    return (keep * average + (1 - keep) * current).to(average.dtype)
+@torch.no_grad()
+def _move_averages(decay: float, averages: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+    """The averages after one more step, in place; `updates` counts those before. Counters are copied."""
+    keep = min((1 + int(updates)) / (10 + int(updates)), decay)
+    if averages[0].is_floating_point():
+        torch._foreach_lerp_(averages, current, 1 - keep)
+    else:
+        torch._foreach_copy_(averages, current)
 
 
 def _refinement(pl_module: LightningModule) -> RefinementModule:

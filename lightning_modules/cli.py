@@ -18,10 +18,11 @@ from typing import Any, Final
 import torch
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf.errors import OmegaConfBaseException
 
-from bodies.errors import InputError
+from bodies.errors import InputError, one_line
 from datamodules.initial import NoiseScale
 from datamodules.mixture import MixtureDataModule
 from lightning_modules.refinement import RefinementModule
@@ -112,6 +113,8 @@ def main(args: Sequence[str], data_class: type[LightningDataModule] = MixtureDat
             _run(data_class, [verb, *words])
         except ArgumentError as error:
             raise InputError(f"{error} (`snugfit {verb} --help` lists what there is)") from error
+        except MisconfigurationException as error:  # of Lightning, about options that do not go together
+            raise InputError(one_line(error)) from error
         except OmegaConfBaseException as error:
             raise InputError(f"a reference in the configuration leads nowhere: {error}") from error
     return None

@@ -194,6 +194,8 @@ class DisplacementNetwork(nn.Module):
         self.merge_features = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(stacks - 1))
         self.merge_predictions = nn.ModuleList(nn.Conv2d(2, width, 1) for _ in range(stacks - 1))
         self._initialise(zero_init_outputs)
+        # Channels last in memory halves the time of a step in bfloat16 on a CPU, and is what tensor cores read.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(
         self,
@@ -214,7 +216,9 @@ class DisplacementNetwork(nn.Module):
         """
         self.check_size(image.shape[-2], image.shape[-1])
         assert renderings.shape[1] == NUM_MAP_CHANNELS, f"{renderings.shape[1]} rendering channels"
-        features = [self.image_encoder(image), self.render_encoder(renderings[:, self._render_slice])]
+        image = image.contiguous(memory_format=torch.channels_last)
+        renderings = renderings[:, self._render_slice].contiguous(memory_format=torch.channels_last)
+        features = [self.image_encoder(image), self.render_encoder(renderings)]
         x = self.fuse(torch.cat(features, dim=1))
         predictions = []
         for stack, (hourglass, output) in enumerate(zip(self.hourglasses, self.outputs, strict=True)):

@@ -1,5 +1,6 @@
 """The LightningModule: it wires network, batch preparation, loss, fit and scores, and computes nothing itself."""
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
@@ -136,6 +137,19 @@ class RefinementModule(LightningModule):
         self.validation_scores = SampleTable(columns(evaluation.validation_rows, network.stacks))
         self.test_scores = SampleTable(columns(evaluation.test_rows, network.stacks))
         self._check_joints()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RefinementModule":
+        """A module with parameters of its own, as averaging weights needs it, that shares what it never changes.
+
+        Bodies and prior are large, and the makers of optimiser and schedule that the command line gives hold on to
+        its parser, which under DDP cannot be copied.
+        """
+        for shared in (self.prepare, self._prior, self._optimizer, self._scheduler):
+            memo[id(shared)] = shared
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__({name: copy.deepcopy(value, memo) for name, value in self.__getstate__().items()})
+        return twin
 
     @property
     def body(self) -> BodyModel:
