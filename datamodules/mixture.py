@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final, Literal
 
-import cv2
 import lightning
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -23,6 +22,7 @@ from bodies import BodyModel, InputError, load_body_model
 from datamodules.augmentation import Augmentation
 from datamodules.initial import TRAINING_DRAWS, InitialDraw, NoiseScale
 from datamodules.initial_errors import initial_error_summary
+from datamodules.opencv_threads import one_opencv_thread
 from datamodules.sample import BodySample
 from datamodules.sample_reader import MixtureDataset, SampleFormat, SampleReader, texture_shape
 from datamodules.schedule import (
@@ -248,13 +248,15 @@ class MixtureDataModule(lightning.LightningDataModule):
 
     def _loader_settings(self) -> dict[str, Any]:
         workers = self._loading.workers
+        if workers:
+            one_opencv_thread()
         return {
             # The samplers yield whole batches and the data set collates them.
             "batch_size": None,
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": torch.cuda.is_available(),
-            "worker_init_fn": _one_thread,
+            "worker_init_fn": one_opencv_thread,
             # Else each epoch would draw from the global generator, whose state then tells broken from unbroken runs.
             "generator": torch.Generator(),
         }
@@ -311,8 +313,3 @@ def _check_bodies(sources: Sequence[OpenedSource], body_name: str) -> None:
             rank_zero_warn(
                 f"{source.frames.path}: its bodies are of {source.frames.body_model}, data.body_model is {body_name}"
             )
-
-
-def _one_thread(_: int) -> None:
-    """Workers share the cores by being several; OpenCV's own threads would only get in their way."""
-    cv2.setNumThreads(0)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bodies.errors import InputError
 from datamodules.crops import Reduction, decode_jpeg, reduction_for, square_crop_affine
+from datamodules.opencv_threads import one_opencv_thread
 from datamodules.store_reader import FrameStore
 
 #: The timed part is taken this many times, and the fastest is reported: other processes only ever slow it down.
@@ -94,10 +95,11 @@ def measure_store_speed(
         reductions = {index: _reduction(store, index, crop_px) for index in encoded}
         parts = (dataset.__getitem__, store.read_jpeg, lambda index: decode_jpeg(encoded[index], reductions[index]))
         sample_s, read_s, decode_s = _fastest(parts, order)
+        samples_per_s = _loader_speed(dataset, order, workers, batch_size)
     finally:
         cv2.setNumThreads(threads)
     return StoreSpeed(
-        samples_per_s=_loader_speed(dataset, order, workers, batch_size),
+        samples_per_s=samples_per_s,
         workers=workers,
         crop_px=crop_px,
         sample_ms=1e3 * sample_s / samples,
@@ -105,11 +107,6 @@ def measure_store_speed(
         read_ms=1e3 * read_s / samples,
         jpeg_bytes=float(np.mean([len(data) for data in encoded.values()])),
     )
-
-
-def one_opencv_thread(worker: int = 0) -> None:
-    """For `worker_init_fn`: the workers are the parallelism, OpenCV's own threads would only get in their way."""
-    cv2.setNumThreads(1)
 
 
 def _reduction(store: FrameStore, index: int, crop_px: int) -> Reduction:

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import DataLoader, Dataset
 
 from bodies.errors import InputError
+from datamodules.opencv_threads import one_opencv_thread
 from datamodules.store import FrameStore, FrameWriter
 from datamodules.synthetic_frames import DATASET, FrameMaker, SyntheticSettings
 
@@ -109,21 +110,17 @@ def _made(make: Callable[[int], Item], numbers: Sequence[int], workers: int | No
         with _one_thread():
             yield from map(make, numbers)
         return
-    items = _Items(make, numbers)
-    for item in DataLoader(items, None, num_workers=count, collate_fn=_unchanged, worker_init_fn=_prepare_worker):
-        if isinstance(item, InputError):
-            raise item
-        yield item
+    # In this process too, as its children inherit it.
+    with _one_thread():
+        items = _Items(make, numbers)
+        for item in DataLoader(items, None, num_workers=count, collate_fn=_unchanged, worker_init_fn=one_opencv_thread):
+            if isinstance(item, InputError):
+                raise item
+            yield item
 
 
 def _unchanged(item: Item) -> Item:
     return item
-
-
-def _prepare_worker(worker: int) -> None:
-    """One thread for each process; the loader has told torch so already."""
-    del worker
-    cv2.setNumThreads(1)
 
 
 @contextmanager
@@ -131,7 +128,7 @@ def _one_thread() -> Iterator[None]:
     """As in a worker: sums are split among threads, and their last digits depend on how."""
     threads, cv_threads = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+    one_opencv_thread()
     try:
         yield
     finally:
