@@ -17,7 +17,6 @@ from bodies import BodyModel, BodyParameters, InputError, PinholeCamera
 from bodies.camera import NEAR_PLANE_M
 from datamodules.convert.openpose import read_openpose
 from datamodules.estimates import read_estimate
-from fitting import KeypointTargets
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 #: Keypoints below this confidence are guesses that pull limbs astray; they are not fitted.
@@ -30,7 +29,7 @@ class PhotoFiles(NamedTuple):
     """The files of one photo."""
 
     image: Path
-    keypoints: Path
+    keypoints: Path | None
     initial: Path | None
 
 
@@ -42,8 +41,8 @@ class Photo:
     """Where it is."""
     pixels: UInt8[ndarray, "height width 3"]
     """RGB."""
-    keypoints: Float[ndarray, "people 25 3"]
-    """BODY_25: x, y in pixels, confidence."""
+    keypoints: Float[ndarray, "people 25 3"] | None
+    """BODY_25: x, y in pixels, confidence; without them there is an initial estimate."""
     initial: BodyParameters | None
     """An initial estimate for each of them, in the camera frame."""
     initial_path: Path | None
@@ -53,17 +52,24 @@ class Photo:
     center_px: Float[Tensor, " 2"]
     """Principal point."""
 
+    def __len__(self) -> int:
+        known = self.initial if self.keypoints is None else self.keypoints
+        assert known is not None, "a photo has keypoints or an initial estimate"
+        return len(known)
+
     def camera(self) -> PinholeCamera:
         """The photo's camera, once for each person."""
         height, width = self.pixels.shape[:2]
         one = PinholeCamera(self.focal_px[None], self.center_px[None], torch.tensor([[float(width), float(height)]]))
-        return one.expand(len(self.keypoints))
+        return one.expand(len(self))
 
-    def targets(self) -> KeypointTargets:
-        """The keypoints to fit."""
+    def fitted_keypoints(self) -> Float[Tensor, "people 25 3"] | None:
+        """The keypoints with confidence 0 where they are not to be fitted, and at most 1."""
+        if self.keypoints is None:
+            return None
         keypoints = torch.from_numpy(self.keypoints)
-        confidence = torch.where(keypoints[..., 2] >= MIN_CONFIDENCE, keypoints[..., 2], 0).clamp(max=1)
-        return KeypointTargets(keypoints[..., :2], confidence)
+        confidence = torch.where(keypoints[..., 2:] >= MIN_CONFIDENCE, keypoints[..., 2:], 0).clamp(max=1)
+        return torch.cat([keypoints[..., :2], confidence], dim=-1)
 
     def check_in_front(self, body: BodyModel) -> None:
         """Refuses an initial estimate of which a part is behind the camera.
@@ -82,12 +88,15 @@ class Photo:
                 raise InputError(f"{self.initial_path}: person {person} is behind the camera (depth {depth:.2f} m)")
 
 
-def find_photos(images: Sequence[Path], keypoints: Path, initial: Path | None) -> list[PhotoFiles]:
+def find_photos(images: Sequence[Path], keypoints: Path | None, initial: Path | None) -> list[PhotoFiles]:
     """Pairs photos with their keypoints and initial estimates by name.
 
     Raises:
-        InputError: If there are no photos, or a file and several photos do not go together.
+        InputError: If there are no photos, a file and several photos do not go together, or there are neither
+            keypoints nor initial estimates.
     """
+    if keypoints is None and initial is None:
+        raise InputError("without --keypoints the people need an initial estimate, --init")
     photos: list[Path] = []
     for path in images:
         if path.is_dir():
@@ -107,11 +116,15 @@ def find_photos(images: Sequence[Path], keypoints: Path, initial: Path | None) -
     return [
         PhotoFiles(
             photo,
-            keypoints / f"{photo.stem}_keypoints.json" if keypoints.is_dir() else keypoints,
-            initial / f"{photo.stem}.npz" if initial is not None and initial.is_dir() else initial,
+            _of_photo(keypoints, f"{photo.stem}_keypoints.json"),
+            _of_photo(initial, f"{photo.stem}.npz"),
         )
         for photo in photos
     ]
+
+
+def _of_photo(given: Path | None, name: str) -> Path | None:
+    return given / name if given is not None and given.is_dir() else given
 
 
 def _refuse_same_names(photos: Sequence[Path]) -> None:
@@ -131,32 +144,37 @@ def read_photo(files: PhotoFiles, focal_px: float | None) -> Photo:
     if focal_px is not None and not (math.isfinite(focal_px) and focal_px > 0):
         raise InputError(f"--focal: the focal length must be positive and finite, got {focal_px}")
     pixels = _read_image(files.image)
-    keypoints = read_openpose(files.keypoints)
-    for person, points in enumerate(keypoints):
-        usable = int((points[:, 2] >= MIN_CONFIDENCE).sum())
-        if usable < MIN_KEYPOINTS:
-            raise InputError(
-                f"{files.keypoints}: person {person} has {usable} keypoints with confidence {MIN_CONFIDENCE} or more, "
-                f"{MIN_KEYPOINTS} are needed"
-            )
-    height, width = pixels.shape[:2]
-    size = torch.tensor([float(width), float(height)])
+    keypoints = None if files.keypoints is None else _read_keypoints(files.keypoints)
     focal = None if focal_px is None else torch.full((2,), focal_px)
     center, initial = None, None
     if files.initial is not None:
         estimate = read_estimate(files.initial)
         initial, center = estimate.parameters, estimate.center_px
-        if len(initial) != len(keypoints):
+        if keypoints is not None and len(initial) != len(keypoints):
             raise InputError(f"{files.initial}: has {len(initial)} people, {files.keypoints} has {len(keypoints)}")
         if focal is None:
             focal = estimate.focal_px
         elif estimate.focal_px is not None and not torch.allclose(focal, estimate.focal_px, rtol=0.01):
             theirs = estimate.focal_px.tolist()
             raise InputError(f"{files.initial}: was made with focal length {theirs}, --focal says {focal_px}")
+    height, width = pixels.shape[:2]
+    size = torch.tensor([float(width), float(height)])
     if focal is None:
         focal = torch.linalg.vector_norm(size).expand(2).clone()
     center = size / 2 if center is None else center
     return Photo(files.image, pixels, keypoints, initial, files.initial, focal, center)
+
+
+def _read_keypoints(path: Path) -> Float[ndarray, "people 25 3"]:
+    keypoints = read_openpose(path)
+    for person, points in enumerate(keypoints):
+        usable = int((points[:, 2] >= MIN_CONFIDENCE).sum())
+        if usable < MIN_KEYPOINTS:
+            raise InputError(
+                f"{path}: person {person} has {usable} keypoints with confidence {MIN_CONFIDENCE} or more, "
+                f"{MIN_KEYPOINTS} are needed"
+            )
+    return keypoints
 
 
 def _read_image(path: Path) -> UInt8[ndarray, "height width 3"]:

@@ -1,27 +1,31 @@
-"""Fits bodies to the people in photos, from OpenPose keypoints and, if there is one, an initial estimate."""
+"""Fits bodies to the people in photos, from OpenPose keypoints, a network's displacements, or both."""
 
 import time
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
-from bodies import InputError, load_body_model
-from commands._person_files import write_person
+from bodies import InputError
+from commands._person_files import sure_keypoints_error_px, write_person
+from commands._person_textures import read_textures
 from commands._photos import Photo, find_photos, read_photo
-from fitting import FROM_REST_SCHEDULE, Adam, FromRest, GmmPrior, LevenbergMarquardt, Smplify, fit_from_rest
-from fitting.solution import Solver
+from commands._refiners import Refined, Refiner, SolverName, keypoint_refiner, network_refiner
 
 
 def refine(
     *images: Path,
-    keypoints: Path,
+    keypoints: Path | None = None,
     init: Path | None = None,
-    body: str = "standin",
-    prior: str = "standin",
+    checkpoint: Path | None = None,
+    texture: Path | None = None,
+    subject: str | None = None,
+    rounds: int = 1,
+    body: str | None = None,
+    prior: str | None = None,
     focal_px: float | None = None,
-    solver: Literal["lm", "adam"] = "lm",
+    solver: SolverName | None = None,
     out: Path = Path("out"),
 ) -> int:
     """Fits bodies to the people in photos and draws them before and after.
@@ -29,15 +33,26 @@ def refine(
     For each person it writes OUT/<image>/person_<k>/ with parameters.npz (which is a valid --init, in AMASS's names),
     mesh.glb, overlay.png and report.json. Without --init the fit starts from a standing body at eight headings.
 
+    With --checkpoint a network predicts where each point of the rendered body should be in the photo, and the body is
+    fitted to that, and to the keypoints if there are any.
+
     Args:
         images: Photos, or folders of photos.
-        keypoints: OpenPose's JSON of the photo, or the folder of such files, <image>_keypoints.json each.
+        keypoints: OpenPose's JSON of the photo, or the folder of such files, <image>_keypoints.json each. With
+            --checkpoint and --init they can be left out.
         init: Initial estimate as .npz, or the folder of such files, <image>.npz each. Keys: poses (or rotations),
             betas, trans, and if known focal_px (or intrinsics); one row for each person of the JSON, in its order.
-        body: Body model: standin, standin-tiny, or the path of an SMPL file.
-        prior: Pose prior: standin, or the path of gmm_08.pkl.
+        checkpoint: The network: a checkpoint of `snugfit fit`, or one that `snugfit checkpoint slim` wrote.
+        texture: How the person looks, for the network: a .png in the body's UV layout, an .npz with the array rgba,
+            a frames file of `snugfit data`, or a folder with person_<k>.png or .npz for each person. Nothing is known
+            of anyone's looks without it.
+        subject: Whose texture of a frames file.
+        rounds: How often to render, predict and fit, each time from the bodies accepted before.
+        body: Body model: standin, standin-tiny, or the path of an SMPL file; by default that of the checkpoint, else
+            standin.
+        prior: Pose prior: standin, or the path of gmm_08.pkl; by default that of the checkpoint, else standin.
         focal_px: Focal length of the camera; by default that of the estimate, else the image's diagonal.
-        solver: How to fit: Levenberg-Marquardt (lm), or adam.
+        solver: How to fit: Levenberg-Marquardt (lm), or adam; by default as the checkpoint says, else lm.
         out: Folder to write to.
 
     Returns:
@@ -45,14 +60,24 @@ def refine(
     """
     console = Console()
     jobs = find_photos(images, keypoints, init)
-    model = load_body_model(body)
-    solvers: dict[str, Solver] = {"lm": LevenbergMarquardt(), "adam": Adam()}
-    fit = Smplify(model, GmmPrior.load(prior), solvers[solver])
+    refiner: Refiner
+    if checkpoint is not None:
+        textures = read_textures(texture, subject)
+        refiner = network_refiner(checkpoint, textures, rounds, body, prior, solver)
+    else:
+        _refuse_without_checkpoint(keypoints, texture, subject, rounds)
+        refiner = keypoint_refiner(body, prior, solver)
     failures = 0
     for job in track(jobs, description="Refining", console=console, disable=len(jobs) == 1):
         try:
             photo = read_photo(job, focal_px)
-            _refine_photo(photo, fit, out, console)
+            began = time.perf_counter()
+            refined = refiner(photo)
+            seconds = (time.perf_counter() - began) / len(photo)
+            for person in range(len(photo)):
+                folder = out / photo.image_path.stem / f"person_{person}"
+                write_person(folder, photo, person, refined, seconds)
+                _print_result(console, folder, photo, refined, person)
         except InputError as error:
             if len(jobs) == 1:
                 raise
@@ -65,20 +90,34 @@ def refine(
     return 1 if failures else 0
 
 
-def _refine_photo(photo: Photo, fit: Smplify, out: Path, console: Console) -> None:
-    began = time.perf_counter()
-    people = len(photo.keypoints)
-    camera, targets = photo.camera(), photo.targets()
-    if photo.initial is None:
-        fit = fit.with_schedule(FROM_REST_SCHEDULE)
-        result = fit_from_rest(fit, camera, targets)
+def _refuse_without_checkpoint(keypoints: Path | None, texture: Path | None, subject: str | None, rounds: int) -> None:
+    """Refuses what only the network can make use of."""
+    if keypoints is None:
+        raise InputError("--keypoints: they can be left out with a --checkpoint only")
+    for given, option in (
+        (texture, "--texture"),
+        (subject, "--subject"),
+        (None if rounds == 1 else rounds, "--rounds"),
+    ):
+        if given is not None:
+            raise InputError(f"{option} {given}: is for the network of a --checkpoint")
+
+
+def _print_result(console: Console, folder: Path, photo: Photo, refined: Refined, person: int) -> None:
+    """A line for each person, which names the picture; if there are several rounds, one for each of them."""
+    picture, fits = folder / "overlay.png", refined.fits
+    lines = [f"{_change(f.initial_error_px[person], f.final_error_px[person])}, {f.status[person].value}" for f in fits]
+    if refined.rounds and photo.keypoints is not None:
+        # The displacements can pull the body off them.
+        errors = sure_keypoints_error_px(photo, person, refined)
+        if errors["initial"] is not None and errors["refined"] is not None:
+            lines[-1] += f"; sure keypoints {_change(errors['initial'], errors['refined'])}"
+    if len(lines) == 1:
+        text = f" {lines[0]}"
     else:
-        photo.check_in_front(fit.body)
-        result = FromRest(photo.initial, fit(photo.initial, camera, targets))
-    seconds = time.perf_counter() - began
-    for person in range(people):
-        folder = out / photo.image_path.stem / f"person_{person}"
-        write_person(folder, photo, person, fit.body, result, seconds / people)
-        status = result.fit.status[person]
-        errors = f"{result.fit.initial_error_px[person]:.1f} -> {result.fit.final_error_px[person]:.1f} px"
-        console.print(f"{folder / 'overlay.png'}: {errors}, {status.value}", soft_wrap=True, highlight=False)
+        text = "".join(f"\n  round {number}: {line}" for number, line in enumerate(lines, start=1))
+    console.print(f"{picture}:{text}", soft_wrap=True, highlight=False)
+
+
+def _change(before_px: float | Tensor, after_px: float | Tensor) -> str:
+    return f"{float(before_px):.1f} -> {float(after_px):.1f} px"

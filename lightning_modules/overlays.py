@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy import ndarray
 from torch import Tensor
 
 from bodies import BodyModel, BodyParameters
@@ -22,7 +23,7 @@ from renderers.drawing import (
 
 #: Crops are enlarged to at least this height: bodies are drawn finer than the network sees them.
 HEIGHT_PX: Final = 384
-#: The colour wheel's rim is at this quantile of the true displacement's length, rounded up to a whole pixel.
+#: The colour wheel's rim is at this quantile of the displacement's length, rounded up to a whole pixel.
 RIM_QUANTILE: Final = 0.98
 
 
@@ -45,15 +46,19 @@ def refinement_picture(
     mask = batch.mask[place].cpu().numpy()
     true = batch.displacement_px[place].permute(1, 2, 0).float().cpu().numpy()
     predicted = displacement_px.permute(1, 2, 0).float().cpu().numpy()
-    lengths = np.linalg.norm(true[mask], axis=-1)
-    rim_px = float(np.ceil(np.quantile(lengths, RIM_QUANTILE))) if lengths.size else 0.0
-    rim_px = max(rim_px, 1.0)
+    rim_px = flow_rim_px(true[mask])
     photo = _enlarged(_photo(batch, place), cv2.INTER_CUBIC)
     flows = [_enlarged(flow_to_color(each, rim_px, mask), cv2.INTER_NEAREST) for each in (predicted, true)]
     estimates = (batch.initial, INITIAL_COLOR), (refined, REFINED_COLOR)
     initial, after = (_drawn(photo, batch, place, each, body, color) for each, color in estimates)
     pictures = [photo, initial, draw_flow_legend(flows[0], rim_px), flows[1], after]
     return panel(pictures, ["photo", "initial", "predicted displacement", "true displacement", "refined"])
+
+
+def flow_rim_px(displacement_px: Float[ndarray, "pixels 2"]) -> float:
+    """Length at the colour wheel's rim for some displacements: a whole number of pixels, at least one."""
+    lengths = np.linalg.norm(displacement_px, axis=-1)
+    return max(float(np.ceil(np.quantile(lengths, RIM_QUANTILE))), 1.0) if lengths.size else 1.0
 
 
 def _photo(batch: RefinementBatch, place: int) -> Image:

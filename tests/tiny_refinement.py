@@ -3,7 +3,9 @@
 import functools
 import os
 import signal
+from pathlib import Path
 
+import lightning
 import torch
 from lightning import Callback, LightningDataModule
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -140,6 +142,38 @@ def tiny_module(**changes: object) -> RefinementModule:
         "fitting": FittingSettings(),
     }
     return RefinementModule(**{**keywords, **changes})
+
+
+def write_tiny_checkpoint(path: Path, **changes: object) -> Path:
+    """What Lightning's command line saves of `tiny_module`, without training; the network predicts zero."""
+    hyperparameters = {
+        "network": {
+            "class_path": "lightning_modules.hourglass.DisplacementNetwork",
+            "init_args": {
+                "width": 16,
+                "stem_width": 8,
+                "stacks": 2,
+                "depth": 2,
+                "feature_stride": 2,
+                "encoder_blocks": 1,
+                "norm": "group",
+            },
+        },
+        "crop_px": CROP_PX,
+        "body": {"model": BODY, "true_models": {}, "rasterizer": "auto"},
+        "fitting": {"prior": "standin"},
+        "_instantiator": "lightning.pytorch.cli.instantiate_module",
+    }
+    checkpoint = {
+        "state_dict": {f"network.{name}": value for name, value in tiny_network().state_dict().items()},
+        "hparams_name": "kwargs",
+        "hyper_parameters": hyperparameters | changes,
+        "pytorch-lightning_version": lightning.__version__,
+        "epoch": 0,
+        "global_step": 0,
+    }
+    torch.save(checkpoint, path)
+    return path
 
 
 def batch_of(rows: list[int]) -> BodySample:
