@@ -5,11 +5,13 @@ from typing import Literal, assert_never
 
 from rich.console import Console
 
+from datamodules.convert.h36m import EVERY, H36MChoices, Views, convert_h36m
+from datamodules.convert.rich import ModelFiles, convert_rich
 from datamodules.convert.run import RunOptions, summary_table
 from datamodules.convert.surreal import convert_surreal
 from datamodules.convert.threedpw import convert_threedpw
 
-Dataset = Literal["threedpw", "surreal"]
+Dataset = Literal["threedpw", "surreal", "rich", "h36m"]
 
 
 def convert(
@@ -19,7 +21,13 @@ def convert(
     out: Path,
     split: Literal["train", "validation", "test"],
     body: Path,
-    every: int = 1,
+    every: int | None = None,
+    smplx: Path | None = None,
+    transfer: Path | None = None,
+    views: Views = "protocol",
+    smpl: Path | None = None,
+    joints_only: bool = False,
+    undistort: bool = True,
     workers: int | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
@@ -32,23 +40,42 @@ def convert(
 
     Args:
         dataset: Which data set.
-        source: Folder of the downloads: the one with imageFiles and sequenceFiles (threedpw), or the one with cmu
-            (surreal).
+        source: Folder of the downloads: the one with imageFiles and sequenceFiles (threedpw), the one with cmu
+            (surreal), the one with bodies, images and scan_calibration (rich), or, of h36m, the one with S1, S5, ...,
+            the one with annotations and images, or SPIN's .npz.
         out: The frames file to write.
         split: Which split.
-        body: Folder with SMPL_MALE and SMPL_FEMALE (.pkl or .npz, also under their original names): both data sets have
-            bodies of these genders, and their translations depend on the rest pelvis.
-        every: Take every n-th frame of each sequence or clip.
+        body: Folder with SMPL_MALE and SMPL_FEMALE (.pkl or .npz, also under their original names): the data sets have
+            bodies of these genders, and their translations depend on the rest pelvis. For h36m with SMPL_NEUTRAL and
+            J_regressor_h36m.npy.
+        every: Take every n-th frame of each sequence or clip; by default each, and of h36m every 5th.
+        smplx: Folder with SMPLX_MALE and SMPLX_FEMALE, of which RICH's bodies are; by default that of SMPL, or `smplx`
+            below it.
+        transfer: The official matrix from SMPL-X to SMPL (smplx2smpl_deftrafo_setup.pkl), for rich; by default the one
+            beside the models, and without it a correspondence of closest points.
+        views: Cameras of h36m: those of protocol 2 (all for training, the frontal one for testing), the frontal one
+            or all.
+        smpl: Folder of h36m's SMPL parameters: MoSh pickles, by default `mosh` in SOURCE, or the JSON files of
+            I2L-MeshNet or NeuralAnnot, by default `annotations` in SOURCE.
+        joints_only: Keep h36m's test rows that have no SMPL parameters, to be scored by their measured joints; their
+            pose and shape are zero.
+        undistort: Take the distortion of h36m's lenses out of its images.
         workers: Threads to use; by default one per core.
         dry_run: Count what would be converted and skipped, and write nothing.
         overwrite: Make the file anew if it is there already.
     """
     options = RunOptions(workers, dry_run, overwrite)
+    stride = 1 if every is None else every
     match dataset:
         case "threedpw":
-            summary = convert_threedpw(source, out, split, body, every, options)
+            summary = convert_threedpw(source, out, split, body, stride, options)
         case "surreal":
-            summary = convert_surreal(source, out, split, body, every, options)
+            summary = convert_surreal(source, out, split, body, stride, options)
+        case "rich":
+            summary = convert_rich(source, out, split, ModelFiles(body, smplx, transfer), stride, options)
+        case "h36m":
+            choices = H36MChoices(EVERY if every is None else every, views, smpl, joints_only, undistort)
+            summary = convert_h36m(source, out, split, body, choices, options)
         case _:
             assert_never(dataset)
     Console().print(summary_table(summary))

@@ -31,6 +31,7 @@ from bodies.body_model import BodyModel
 from bodies.camera import transform_to_camera
 from bodies.errors import InputError
 from bodies.model_files import Gender, load_body_model
+from datamodules.convert.openpose import BODY25_FROM_COCO18
 from datamodules.convert.run import (
     Conversion,
     Job,
@@ -55,8 +56,6 @@ TEST_ROWS: Final = 35515
 TEST_SEQUENCES: Final = 24
 #: Side of the square box over the larger extent of the keypoints (SPIN).
 BOX_MARGIN: Final = 1.2
-#: COCO-18 keypoint i is keypoint `BODY25_FROM_COCO18[i]` of BODY_25; 8 is the mid hip, 19 and above are the feet.
-BODY25_FROM_COCO18: Final = (*range(8), *range(9, 19))
 #: How far joints of the file may lie from those of the body model before the two are held not to belong together.
 #: Another gender's model is off by centimetres, wrong axes or units by far more.
 MAX_JOINT_ERROR_M: Final = 0.1
