@@ -1,6 +1,5 @@
 """`snugfit data import`: another regressor's results as initial estimates."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, assert_never
 
@@ -8,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bodies import BodyModel, InputError, load_body_model
-from bodies.safe_write import whole_file
+from commands._left_over import LeftOver, print_left_over, write_left_over
 from datamodules.convert.generic import read_generic
 from datamodules.convert.hmr_plus import read_hmr_plus
 from datamodules.convert.importing import ImportReport, import_predictions, is_complete
@@ -19,8 +18,6 @@ from datamodules.store import FrameStore
 
 Regressor = Literal["pare", "prohmr", "hmr-plus", "npz"]
 
-#: How many left-over rows of each kind are printed; `--list` writes all.
-SHOWN = 10
 _STAND_IN = "standin"
 
 
@@ -69,11 +66,9 @@ def import_(
     model = _body(store, body, console)
     report = import_predictions(source, predictions, store, out, label, body=model, focal=choice, dry_run=dry_run)
     console.print(_table(report, store))
-    for title, lines in _left_over(report):
-        _print_some(console, title, lines)
+    print_left_over(console, _left_over(report))
     if list_file is not None:
-        text = "".join(f"{title}\n" + "".join(f"  {line}\n" for line in lines) for title, lines in _left_over(report))
-        _write_text(list_file, text)
+        write_left_over(list_file, _left_over(report))
     console.print(f"would write {out}" if dry_run else f"wrote {out}", soft_wrap=True)
 
 
@@ -132,26 +127,9 @@ def _table(report: ImportReport, store: FrameStore) -> Table:
     return table
 
 
-def _left_over(report: ImportReport) -> tuple[tuple[str, Sequence[str]], ...]:
+def _left_over(report: ImportReport) -> LeftOver:
     return (
         ("rows without a prediction", report.unmatched_rows),
         ("predictions without a row", report.unmatched_predictions),
         ("rows left out as unusable", report.skipped),
     )
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        with whole_file(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: it cannot be written ({error.strerror})") from error
-
-
-def _print_some(console: Console, title: str, lines: Sequence[str]) -> None:
-    if lines:
-        console.print(f"{title}:")
-        for line in lines[:SHOWN]:
-            console.print(f"  {line}", soft_wrap=True, markup=False)
-        if len(lines) > SHOWN:
-            console.print(f"  and {len(lines) - SHOWN} more")

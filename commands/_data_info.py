@@ -1,20 +1,46 @@
 """The table of `snugfit data info`."""
 
 from collections import Counter
+from typing import Final
 
 import numpy as np
 from numpy import ndarray
 from rich.table import Table
 
-from datamodules.store import FrameStore
+from datamodules.store import EstimateStore, FrameStore
 from datamodules.store_layout import GENDERS
+
+#: What is said of an optional column in which no row has anything.
+_NONE: Final = "none"
 
 
 def info_table(store: FrameStore) -> Table:
     """What is in a frames file, a fact a row."""
     table = Table("", "", title=f"{store.path.name}: {store.dataset}, {store.split}", show_header=False)
-    for name, text in {**_counts(store), **_cameras(store), **_points(store), **_textures(store)}.items():
+    optional = {**_points(store), **_textures(store)}
+    missing = ", ".join(name for name, text in optional.items() if text == _NONE)
+    for name, text in {**_counts(store), **_cameras(store), **optional, "missing": missing or "nothing"}.items():
         table.add_row(name, text)
+    return table
+
+
+def estimates_table(store: EstimateStore, frames: FrameStore) -> Table:
+    """What is in an estimates file, a fact a row."""
+    valid = store.valid[frames.rows]
+    table = Table("", "", title=f"{store.path.name}: estimates of {store.regressor}", show_header=False)
+    table.add_row("frames", f"{frames.path.name} ({frames.dataset}, {frames.split})")
+    table.add_row(
+        "rows",
+        f"{int(valid.sum())} of {len(frames)}" + (f", {len(store.skipped)} bad rows left out" if store.skipped else ""),
+    )
+    table.add_row("missing rows", str(int((~valid).sum())))
+    table.add_row("samples", str(store.samples))
+    if valid.any():
+        kept = frames.rows[valid]
+        ratio = store.column("focal_px")[kept] / frames.column("focal_px")[valid].mean(axis=1)
+        table.add_row("focal length", f"{_range(store.column('focal_px')[kept])} px")
+        table.add_row("  / the frames'", _range(ratio, 2))
+    table.add_row("file size", f"{store.path.stat().st_size / 1e6:.1f} MB")
     return table
 
 
@@ -55,14 +81,19 @@ def _points(store: FrameStore) -> dict[str, str]:
         "true keypoints": _filled(true[..., 2]),
         "detected keypoints": _filled(detected[..., 2]) + error,
         "measured joints": _filled(store.column("joints_m")[..., 3]),
-        "surface points": f"{int(store.column('surface_count').sum())} in all",
+        "surface points": _surface(store.column("surface_count")),
     }
+
+
+def _surface(counts: ndarray) -> str:
+    rows = counts > 0
+    return f"in {int(rows.sum())} rows, {counts[rows].mean():.0f} on average" if rows.any() else _NONE
 
 
 def _textures(store: FrameStore) -> dict[str, str]:
     textures = [texture for subject in range(len(store.subjects)) if (texture := store.read_texture(subject))]
     if not textures:
-        return {"textures": "none"}
+        return {"textures": _NONE}
     shape = " x ".join(map(str, textures[0].rgba.shape[:-1]))
     coverage = np.mean([np.mean(texture.rgba[..., 3] > 0) for texture in textures])
     return {"textures": f"{len(textures)}, {textures[0].kind} ({shape}), {coverage:.0%} of the values seen"}
@@ -72,7 +103,7 @@ def _filled(confidence: ndarray) -> str:
     """In how many rows there are any, and how many on average."""
     rows = (confidence > 0).any(axis=1)
     if not rows.any():
-        return "none"
+        return _NONE
     mean = (confidence[rows] > 0).sum(axis=1).mean()
     return f"in {int(rows.sum())} rows, {mean:.1f} of {confidence.shape[1]} on average"
 

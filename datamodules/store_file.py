@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import h5py
 import numpy as np
@@ -187,6 +187,16 @@ class ColumnFile:
                 raise InputError(f"{self.path}: {name} has {extent.shape[0]} rows, but {first} has {count}")
 
 
+def file_header(path: Path) -> tuple[FileKind, dict[str, Any]]:
+    """Which kind of store file it is and what its attributes are; nothing else of it is checked.
+
+    Raises:
+        InputError: If it is missing, damaged, or no store file.
+    """
+    with _opened(path) as file:
+        return _kind_of(path, file), dict(file.attrs)
+
+
 def checksum(data: bytes) -> int:
     """CRC-32, as kept for each image: 20 us for 90 kB, against 1.4 ms to decode it."""
     return zlib.crc32(data)
@@ -214,12 +224,19 @@ def _opened(path: Path) -> Iterator[Any]:
         raise InputError(f"{path}: not a whole HDF5 file ({cause})") from error
 
 
+def _kind_of(path: Path, file: Any) -> FileKind:
+    text = str(file.attrs.get("format", ""))
+    for kind in get_args(FileKind):
+        if text == f"snugfit-{kind}":
+            found: FileKind = kind
+            return found
+    raise InputError(f"{path}: not a snugfit store file")
+
+
 def _checked_attributes(path: Path, file: Any, kind: FileKind, names: tuple[str, ...]) -> dict[str, Any]:
-    found = str(file.attrs.get("format", ""))
-    if not found.startswith("snugfit-"):
-        raise InputError(f"{path}: not a snugfit store file")
-    if found != f"snugfit-{kind}":
-        raise InputError(f"{path}: it holds {found.removeprefix('snugfit-')}, expected was a file of {kind}")
+    found = _kind_of(path, file)
+    if found != kind:
+        raise InputError(f"{path}: it holds {found}, expected was a file of {kind}")
     version = int(file.attrs["version"])
     if version != LAYOUT_VERSION:
         action = "update snugfit" if version > LAYOUT_VERSION else "convert its source again"

@@ -7,7 +7,7 @@ import body_oracle
 import numpy as np
 import pytest
 import tiny_store
-from test_convert_threedpw import LANDSCAPE, Truth, write_sequence
+from tiny_threedpw import LANDSCAPE, Truth, write_sequence
 
 from bodies import InputError
 from commands._data_convert import convert

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from numpy import ndarray
 from scipy.optimize import linear_sum_assignment
 
@@ -64,7 +64,7 @@ def match_rows(frames: FrameStore, names: Sequence[str], rows: Int64[ndarray, " 
     _, first = np.unique(rows, return_index=True)
     chosen = first[rows[first] >= 0]
     reasons = np.where(rows >= 0, "another one for this row came first", "no row has this id")
-    return _matches(frames, names, rows[chosen], chosen, reasons)
+    return pairs_and_rest(frames, names, rows[chosen], chosen, reasons)
 
 
 def match_persons(
@@ -103,7 +103,7 @@ def match_persons(
         ["no image of this name", "several images end with this name"],
         "nobody is where its box is",
     )
-    return _matches(frames, names, found, chosen, reasons)
+    return pairs_and_rest(frames, names, found, chosen, reasons)
 
 
 def square_overlap(
@@ -119,9 +119,14 @@ def square_overlap(
     return np.where(np.isfinite(overlap), overlap, 0)
 
 
-def _matches(
-    frames: FrameStore, names: Sequence[str], rows: ndarray, predictions: ndarray, reasons: ndarray
+def pairs_and_rest(
+    frames: FrameStore,
+    names: Sequence[str],
+    rows: Int64[ndarray, " pairs"],
+    predictions: Int64[ndarray, " pairs"],
+    reasons: Shaped[ndarray, " names"],
 ) -> Matches:
+    """The pairs with lists of what is left: rows by their ids, predictions by name and reason."""
     missing = np.setdiff1d(np.arange(len(frames)), rows)
     left = np.setdiff1d(np.arange(len(names)), predictions)
     return Matches(

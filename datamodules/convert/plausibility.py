@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bodies import BodyModel
 from bodies.joints import SMPL24, mirrored
+from datamodules.convert.measured import lacks_body, measured_chain_m
 from datamodules.convert.predictions import PlacedBodies
 from datamodules.store import FrameStore
 
@@ -51,12 +52,16 @@ class Agreement:
 
 
 def compare(frames: FrameStore, rows: ndarray, bodies: PlacedBodies, body: BodyModel, crop_cameras: bool) -> Agreement:
-    """Compares imported bodies with the true ones of the given rows."""
+    """Compares imported bodies with the true ones of the given rows, or, where there is none, with measured joints."""
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(_ROWS, len(rows))).round().astype(int))
     rows, bodies = rows[chosen], bodies.take(chosen)
     pose, betas, transl = (torch.tensor(values[:, 0]) for values in (bodies.pose, bodies.betas, bodies.transl_m))
     true_pose, true_betas, true_transl = (torch.tensor(frames.column(n)[rows]) for n in ("pose", "betas", "transl"))
     true_joints = _joints(body, true_pose, true_betas)
+    bodiless = np.flatnonzero(lacks_body(true_pose.numpy()))
+    # In the frame of the other joints, which lack the translation.
+    measured = torch.from_numpy(measured_chain_m(frames, rows[bodiless])) - true_transl[bodiless, None]
+    true_joints[bodiless] = measured
     joints = _joints(body, pose, betas)
     error_mm = _error_mm(joints, true_joints)
     explanation = _explanation(body, pose, betas, true_joints, error_mm)
@@ -82,7 +87,7 @@ def _joints(body: BodyModel, pose: Tensor, betas: Tensor) -> Float[Tensor, "rows
 
 def _error_mm(joints: Tensor, true_joints: Tensor) -> float:
     difference = (joints - joints[:, :1]) - (true_joints - true_joints[:, :1])
-    return float(torch.linalg.vector_norm(difference, dim=-1).mean()) * 1000
+    return float(torch.linalg.vector_norm(difference, dim=-1).nanmean()) * 1000
 
 
 def _explanation(body: BodyModel, pose: Tensor, betas: Tensor, true_joints: Tensor, error_mm: float) -> str | None:
