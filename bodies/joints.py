@@ -38,6 +38,11 @@ H36M17: Final = (
     "right_wrist",
 )  # fmt: skip
 
+H36M17_BONES: Final = (
+    (0, 1), (1, 2), (2, 3), (0, 4), (4, 5), (5, 6), (0, 7), (7, 8), (8, 9), (9, 10), (8, 11), (11, 12), (12, 13),
+    (8, 14), (14, 15), (15, 16),
+)  # fmt: skip
+
 LSP14: Final = (
     "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "right_wrist", "right_elbow",
     "right_shoulder", "left_shoulder", "left_elbow", "left_wrist", "neck", "head_top",

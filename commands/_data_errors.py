@@ -15,9 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from bodies import BodyMesh, BodyModel, BodyParameters, InputError, load_body_model
-from bodies.joints import LSP14_FROM_H36M17
 from datamodules.convert.detections import load_true_bodies
-from datamodules.convert.measured import lacks_body
 from datamodules.store import EstimateStore, FrameStore
 from datamodules.store_layout import GENDERS, Gender
 from lightning_modules.metrics import (
@@ -27,6 +25,7 @@ from lightning_modules.metrics import (
     evaluation_points,
     mpjpe_mm,
     pa_mpjpe_mm,
+    true_points,
 )
 
 #: Rows that are compared at once.
@@ -143,8 +142,8 @@ def measure_errors(
 ) -> ErrorsMm:
     """The errors of some rows, which have estimates.
 
-    Rows without a body are compared at their measured joints if these are the ones that are scored; what they do not
-    define is NaN.
+    As in `snugfit test` rows with measured joints are compared at these, if they are the ones that are scored; what a
+    row without a body does not define is NaN.
 
     Args:
         frames: The true bodies.
@@ -188,18 +187,14 @@ def _true_points(frames: FrameStore, indices: Int64[ndarray, " rows"], measure: 
         (of_gender,) = np.nonzero(genders == GENDERS.index(gender))
         if len(of_gender):
             numbers = (np.stack([getattr(rows[k], name) for k in of_gender]) for name in ("pose", "betas", "transl"))
-            parts.append(evaluation_points(body, _mesh(body, *numbers), measure.protocol))
+            has_body = torch.tensor(frames.has_body[indices[of_gender]])
+            joints_m = torch.tensor(np.stack([rows[k].joints_m for k in of_gender]))
+            parts.append(true_points(body, _mesh(body, *numbers), has_body, joints_m, measure.protocol))
             places.append(of_gender)
     order = torch.tensor(np.concatenate(places)).argsort()
     joints, vertices, pelvis = (
         torch.cat([getattr(part, name) for part in parts])[order] for name in ("joints", "vertices", "pelvis")
     )
-    for place, row in enumerate(rows):
-        if lacks_body(row.pose[None])[0]:
-            joints[place] = vertices[place] = pelvis[place] = torch.nan
-            if measure.protocol == "lsp14":
-                measured = torch.tensor(np.where(row.joints_m[:, 3:] > 0, row.joints_m[:, :3], np.nan))
-                joints[place], pelvis[place] = measured[list(LSP14_FROM_H36M17)], measured[0]
     return EvaluationPoints(joints, vertices, pelvis)
 
 

@@ -12,11 +12,12 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from rich.progress import track
 
-from bodies import BodyModel, BodyParameters, InputError, load_body_model
+from bodies import BodyModel, BodyParameters, InputError, PinholeCamera, load_body_model
+from bodies.joints import H36M17_BONES
 from bodies.safe_write import whole_file
-from datamodules.store import FrameStore
+from datamodules.store import FrameStore, StoredFrame
 from datamodules.store_layout import Gender
-from renderers.drawing import contact_sheet, draw_mesh, panel
+from renderers.drawing import contact_sheet, draw_keypoints, draw_mesh, panel
 
 #: Height of a frame in the sheet.
 FRAME_HEIGHT_PX: Final = 320
@@ -27,7 +28,7 @@ Image = UInt8[ndarray, "height width 3"]
 
 
 def draw_sheet(store: FrameStore, count: int, columns: int, body: str | None) -> Image:
-    """Frames evenly spaced over a file, each beside itself with the true body drawn.
+    """Frames evenly spaced over a file, each beside itself with the true body drawn, or with the measured joints.
 
     Raises:
         InputError: If an image is damaged, or the body model cannot be loaded or is not the file's.
@@ -61,10 +62,6 @@ def write_png(path: Path, image: Image) -> None:
 
 def _pair(store: FrameStore, index: int, models: Callable[[Gender], BodyModel]) -> Image:
     frame, piece = store.read(index), store.read_image(index)
-    model = models(frame.gender)
-    numbers = (torch.tensor(part)[None] for part in (frame.pose, frame.betas[: model.num_betas], frame.transl))
-    with torch.no_grad():
-        vertices = model(BodyParameters.from_axis_angle(*numbers)).vertices[0]
     height, width = piece.pixels.shape[:2]
     scale = min(1.0, FRAME_HEIGHT_PX / height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -73,5 +70,19 @@ def _pair(store: FrameStore, index: int, models: Callable[[Gender], BodyModel]) 
     camera = frame.camera.batched().crop(
         torch.tensor([piece.origin_px], dtype=torch.float32), scales, torch.tensor([size], dtype=torch.float32)
     )
-    overlay = draw_mesh(photo, vertices, model.faces, camera, alpha=MESH_ALPHA)
-    return panel([photo, overlay], [f"{frame.row}: {store.subjects[frame.subject]}", "true body"])
+    caption = f"{frame.row}: {store.subjects[frame.subject]}"
+    if store.has_body[index]:
+        return panel([photo, _with_body(photo, frame, camera, models(frame.gender))], [caption, "true body"])
+    return panel([photo, _with_joints(photo, frame, camera)], [caption, "measured joints"])
+
+
+def _with_body(photo: Image, frame: StoredFrame, camera: PinholeCamera, model: BodyModel) -> Image:
+    numbers = (torch.tensor(part)[None] for part in (frame.pose, frame.betas[: model.num_betas], frame.transl))
+    with torch.no_grad():
+        vertices = model(BodyParameters.from_axis_angle(*numbers)).vertices[0]
+    return draw_mesh(photo, vertices, model.faces, camera, alpha=MESH_ALPHA)
+
+
+def _with_joints(photo: Image, frame: StoredFrame, camera: PinholeCamera) -> Image:
+    points_px = camera.project(torch.tensor(frame.joints_m[None, :, :3]))[0].numpy()
+    return draw_keypoints(photo, points_px, frame.joints_m[:, 3], H36M17_BONES)

@@ -35,7 +35,7 @@ from bodies.camera import PinholeCamera
 from bodies.errors import InputError
 from datamodules.sample import INITIAL_KINDS, BodySample, InitialKind
 from datamodules.seeded_noise import standard_normal, uniform
-from datamodules.store_reader import EstimateStore
+from datamodules.store_reader import EstimateStore, FrameStore
 from datamodules.store_records import StoredEstimate
 
 #: Streams of a sample's seed.
@@ -124,26 +124,31 @@ TRAINING_DRAWS: Final = (
 
 
 def usable_rows(
-    draws: Sequence[InitialDraw], estimates: Mapping[str, EstimateStore], rows: int
+    draws: Sequence[InitialDraw], estimates: Mapping[str, EstimateStore], frames: FrameStore
 ) -> Bool[ndarray, " rows"]:
-    """Which rows of a frames file have an initial estimate in at least one of the ways.
+    """Which rows have an initial estimate in at least one of the ways; only `estimate` is open to those without a body.
 
     Args:
         draws: The ways.
         estimates: The data set's estimates files by name of the regressor.
-        rows: How many rows the frames file has.
+        frames: The rows.
     """
-    usable = np.zeros(rows, bool)
+    usable = np.zeros(len(frames), bool)
     for draw in draws:
+        open_to = np.ones(len(frames), bool) if draw.kind == "estimate" else frames.has_body
         if draw.kind == "noise":
-            usable[:] = True
+            usable |= open_to
         elif draw.regressor in estimates:
-            usable |= estimates[draw.regressor].valid
+            usable |= open_to & estimates[draw.regressor].valid[frames.rows]
     return usable
 
 
 def choose_initial(
-    draws: Sequence[InitialDraw], estimates: Mapping[str, EstimateStore], row: int, rng: np.random.Generator
+    draws: Sequence[InitialDraw],
+    estimates: Mapping[str, EstimateStore],
+    row: int,
+    rng: np.random.Generator,
+    has_body: bool = True,
 ) -> tuple[InitialDraw, StoredEstimate | None]:
     """Which way one row goes, and the regressor's estimate if that is of any use to it.
 
@@ -155,8 +160,10 @@ def choose_initial(
         estimates: The data set's estimates files by name of the regressor.
         row: Row in the frames file.
         rng: Decides.
+        has_body: Whether the row has a true body, which noise and the true pose need.
     """
-    here = [draw for draw in draws if draw.kind == "noise" or draw.regressor in estimates]
+    ways = [draw for draw in draws if draw.kind == "estimate" or has_body]
+    here = [draw for draw in ways if draw.kind == "noise" or draw.regressor in estimates]
     weights = np.array([draw.weight for draw in here])
     first = int(rng.choice(len(here), p=weights / weights.sum()))
     for draw in (*here[first:], *here[:first]):

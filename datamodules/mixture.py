@@ -33,7 +33,7 @@ from datamodules.schedule import (
     Share,
     TrainingBatches,
 )
-from datamodules.sources import DatasetSource, Loading, OpenedSource, make_missing, open_sources
+from datamodules.sources import DatasetSource, Loading, OpenedSource, check_trainable, make_missing, open_sources
 from datamodules.store_layout import GENDERS, Gender
 from datamodules.turned_crop import RestPelvis
 
@@ -136,9 +136,10 @@ class MixtureDataModule(lightning.LightningDataModule):
 
         Raises:
             InputError: If a file is missing or bad, a body model cannot be loaded, or a training data set that has a
-                probability has no usable rows.
+                probability has no usable rows, or rows without a true body.
         """
         opened = {split: open_sources(self._sources[split]) for split in _SPLITS_OF_STAGE[stage]}
+        check_trainable(opened.get("train", ()))
         every = [source for sources in opened.values() for source in sources]
         form = SampleFormat(
             crop_px=self._crop_px,

@@ -109,6 +109,9 @@ class BodySample(NamedTuple):
     """Centre x, centre y and side of the person's box in the full image; scales the reprojection loss."""
     body: BodyFields
     """The true body in the camera frame."""
+    has_body: Bool[Tensor, "*batch"]
+    """False for motion capture without a fitted body (`store_records.has_true_body`): `body` then stands for nothing
+    and `joints_m` is the truth. Never so in training."""
     gender: Int64[Tensor, "*batch"]
     """Index into `store_layout.GENDERS`: the body model's file that `body` refers to."""
     initial: InitialSample
@@ -150,7 +153,8 @@ class RefinementBatch:
     mask: Bool[Tensor, "batch crop crop"]
     """Pixels that show the initial body; the loss is taken over these."""
     displacement_px: Float[Tensor, "batch 2 crop crop"]
-    """Where the surface point at each pixel really is, minus where it is drawn, in crop pixels; 0 off the mask."""
+    """Where the surface point at each pixel really is, minus where it is drawn, in crop pixels; 0 off the mask, and
+    where the sample has no true body."""
     initial: BodyParameters
     """The initial estimate."""
     initial_camera: PinholeCamera
@@ -159,6 +163,8 @@ class RefinementBatch:
     """The same camera, changed to the crop."""
     truth: BodyParameters
     """The true bodies."""
+    has_body: Bool[Tensor, " batch"]
+    """False where `truth` stands for nothing and `joints_m` is all that is known."""
     camera: PinholeCamera
     """The true full-image cameras."""
     crop_camera: PinholeCamera

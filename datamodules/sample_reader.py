@@ -88,7 +88,7 @@ class SampleReader:
             if samples is not None and draw.sample is not None and not 0 <= draw.sample < samples:
                 path = self.estimates[draw.regressor].path
                 raise InputError(f"{path}: has {samples} samples of each row, number {draw.sample} was asked for")
-        self._usable = usable_rows(form.draws, self.estimates, frames.num_rows)[frames.rows]
+        self._usable = usable_rows(form.draws, self.estimates, frames)
         self._indices: Int64[ndarray, " rows"] = np.flatnonzero(self._usable)[:: opened.source.every]
         self._distort = None if augmentation is None else PhotometricDistortion(augmentation)
 
@@ -98,6 +98,8 @@ class SampleReader:
         for name, store in self.estimates.items():
             if missing := int((~store.valid[self.frames.rows]).sum()):
                 notes.append(f"{missing} rows have no estimate by {name}")
+        if bodiless := int((~self.frames.has_body).sum()):
+            notes.append(f"{bodiless} rows have measured joints alone, without a true body")
         if unusable := int((~self._usable).sum()):
             notes.append(f"{unusable} rows left out, which have no initial estimate of any kind asked for")
         return tuple(notes)
@@ -122,8 +124,9 @@ class SampleReader:
             crop_camera=CameraFields.of(crop.camera),
             box_px=torch.from_numpy(crop.box_px),
             body=body,
+            has_body=torch.tensor(bool(self.frames.has_body[index])),
             gender=torch.tensor(GENDERS.index(frame.gender)),
-            initial=self._initial(frame, change.angle_rad, body, draw),
+            initial=self._initial(index, frame, change.angle_rad, body, draw),
             detected_keypoints_px=torch.from_numpy(move_keypoints(frame.detected_keypoints_px, crop.full_to_turned)),
             true_keypoints_px=torch.from_numpy(move_keypoints(frame.true_keypoints_px, crop.full_to_turned)),
             joints_m=torch.from_numpy(turn_joints(frame.joints_m, change.angle_rad)),
@@ -149,8 +152,11 @@ class SampleReader:
         fields = BodyFields.from_axis_angle(body.pose, body.betas, body.transl)
         return turn_body(fields, self._form.pelvises[gender].at(fields.betas), angle_rad)
 
-    def _initial(self, frame: StoredFrame, angle_rad: float, true_body: BodyFields, draw: Draw) -> InitialSample:
-        chosen, estimate = choose_initial(self._form.draws, self.estimates, frame.row, _rng(draw, _INITIAL))
+    def _initial(
+        self, index: int, frame: StoredFrame, angle_rad: float, true_body: BodyFields, draw: Draw
+    ) -> InitialSample:
+        rng, has_body = _rng(draw, _INITIAL), bool(self.frames.has_body[index])
+        chosen, estimate = choose_initial(self._form.draws, self.estimates, frame.row, rng, has_body)
         kind = torch.tensor(INITIAL_KINDS.index(chosen.kind))
         if estimate is None:
             return InitialSample(kind, torch.tensor(-1), true_body, torch.tensor(float(frame.camera.focal_px.mean())))

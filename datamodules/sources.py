@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from bodies.errors import InputError
 from datamodules.store_reader import EstimateStore, FrameStore
 from datamodules.synthetic_frames import SyntheticSettings
@@ -94,6 +96,21 @@ def open_sources(sources: Mapping[str, DatasetSource]) -> tuple[OpenedSource, ..
         stores = tuple(EstimateStore(path, frames, source.skip_bad_rows) for path in source.estimates)
         opened.append(OpenedSource(name, source, frames, stores))
     return tuple(opened)
+
+
+def check_trainable(sources: Iterable[OpenedSource]) -> None:
+    """Refuses data sets that cannot be trained on: displacements are those to a true body.
+
+    Raises:
+        InputError: If a row has measured joints alone; names the file and the row.
+    """
+    for opened in sources:
+        frames = opened.frames
+        if len(bodiless := np.flatnonzero(~frames.has_body)):
+            raise InputError(
+                f"{frames.path}: {len(bodiless)} of its {len(frames)} rows have measured joints but no true body, the "
+                f"first is {frames.row_id(int(frames.rows[bodiless[0]]))}; it can be tested with, but not trained on"
+            )
 
 
 def make_missing(sources: Iterable[DatasetSource]) -> None:

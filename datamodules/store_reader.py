@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float64, Shaped, UInt8
+from jaxtyping import Bool, Float64, Shaped, UInt8
 from numpy import ndarray
 
 from bodies.camera import PinholeCamera
@@ -45,7 +45,14 @@ from datamodules.store_layout import (
     VALID_COLUMN,
     estimate_columns,
 )
-from datamodules.store_records import StoredEstimate, StoredFrame, StoredPiece, StoredTexture, SurfacePoints
+from datamodules.store_records import (
+    StoredEstimate,
+    StoredFrame,
+    StoredPiece,
+    StoredTexture,
+    SurfacePoints,
+    has_true_body,
+)
 
 
 class FrameStore:
@@ -101,6 +108,18 @@ class FrameStore:
         """A whole column of `rows/`, for statistics: "pose", "focal_px", "sequence" ..."""
         values = self._file.column(f"rows/{label}")
         return values if len(self) == self.num_rows else values[self.rows]
+
+    @cached_property
+    def has_body(self) -> Bool[ndarray, " rows"]:
+        """Which rows have a true body, in the order of `column`; the others have measured joints alone."""
+        betas = self.column("betas")
+        answer = np.ones(len(self), bool)
+        # The wide columns are read where it takes them: nearly every file has a shape in each row.
+        if len(candidates := np.flatnonzero(~betas.any(axis=1))):
+            pose, joints_m = (self.column(label)[candidates] for label in ("pose", "joints_m"))
+            answer[candidates] = has_true_body(pose, betas[candidates], joints_m)
+        answer.flags.writeable = False
+        return answer
 
     @property
     def image_names(self) -> tuple[str, ...]:

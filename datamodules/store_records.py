@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, UInt8
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 from numpy import ndarray
 
 from datamodules.crops import ImageCamera
@@ -82,6 +82,18 @@ class FrameRow:
     """DensePose points."""
 
 
+def has_true_body(
+    pose: Float[ndarray, "rows pose"], betas: Float[ndarray, "rows betas"], joints_m: Float[ndarray, "rows joints 4"]
+) -> Bool[ndarray, " rows"]:
+    """Which rows have a true body.
+
+    A row has none if its pose and its shape are all exactly zero and joints were measured (`joints_m`): motion capture
+    to which no body was fitted, as Human3.6M's test set. A real body's root is never exactly zero: that one would be
+    upside down, for SMPL's y is up and the camera's is down.
+    """
+    return np.asarray(pose.any(axis=1) | betas.any(axis=1) | ~(joints_m[..., 3] > 0).any(axis=1))
+
+
 class StoredFrame(NamedTuple):
     """One row of a frames file without its pixels. The arrays are read-only."""
 
@@ -106,7 +118,7 @@ class StoredFrame(NamedTuple):
     box_px: Float32[ndarray, "3"]
     """Centre x, centre y and side of the square box about the person."""
     pose: Float32[ndarray, "72"]
-    """Axis-angle in radians, root in the camera frame."""
+    """Axis-angle in radians, root in the camera frame; zero, as are the betas, of a row without a true body."""
     betas: Float32[ndarray, "10"]
     """Shape coefficients."""
     transl: Float32[ndarray, "3"]

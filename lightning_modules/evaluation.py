@@ -2,6 +2,10 @@
 
 Each way is a row of the table (`RefinementRow`) and starts from the same initial estimates; the fit is in full-image
 pixels by the initial estimate's camera. The numbers of a row are columns called `<row>/<number>`.
+
+A sample is held against its measured joints where it has them and the protocol scores such (`metrics.true_points`).
+Where it has no true body besides (Human3.6M's test set), the errors of vertices, pixels and maps are undefined, and
+so is everything about the fit to the true displacements.
 """
 
 from collections.abc import Sequence
@@ -18,7 +22,15 @@ from fitting import FitResult, FitStatus, Smplify
 from fitting.targets import Targets
 from lightning_modules.fitting_settings import FittingSettings
 from lightning_modules.losses import end_point_error_px
-from lightning_modules.metrics import POSE_ERROR_NAMES, EvaluationProtocol, evaluation_points, pose_errors
+from lightning_modules.metrics import (
+    POSE_ERROR_NAMES,
+    EvaluationPoints,
+    EvaluationProtocol,
+    evaluation_points,
+    has_measured_joints,
+    pose_errors,
+    true_points,
+)
 from renderers import vertex_targets
 
 RefinementRow = Literal[
@@ -35,6 +47,8 @@ displacements; these and the detected keypoints; the true displacements."""
 #: What every row has, and what those have that were fitted.
 ROW_NUMBERS: Final = (*POSE_ERROR_NAMES, "pixel_error_px")
 FIT_NUMBERS: Final = ("target_error_px", "accepted")
+#: Those for which measured joints are enough.
+_OF_JOINTS: Final = ("mpjpe_mm", "pa_mpjpe_mm", "n_mpjpe_mm")
 #: How fits end that never began: they have no distance from their targets.
 _NOT_FITTED: Final = (FitStatus.NO_EVIDENCE, FitStatus.INITIAL_NOT_FINITE)
 
@@ -56,7 +70,7 @@ class EvaluationSettings:
     predict_row: RefinementRow = "displacements"
     """What `predict` writes."""
     protocol: EvaluationProtocol = "lsp14"
-    """Joints that are scored: lsp14 (Human3.6M, 3DPW) or smpl24 (RICH)."""
+    """Joints that are scored: lsp14 (Human3.6M, 3DPW), by measured joints where a sample has them, or smpl24 (RICH)."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +120,8 @@ def row_targets(
             keypoints = settings.keypoints.targets(batch.detected_keypoints_px)
             return (displacement_targets(batch, displacement_px, body, settings), keypoints)
         case "displacements_true":
-            return (displacement_targets(batch, batch.displacement_px, body, settings),)
+            # Without a true body there is no evidence, and the fit says so.
+            return (displacement_targets(batch, batch.displacement_px, body, settings, batch.has_body),)
         case _:
             assert_never(row)
 
@@ -116,11 +131,22 @@ def displacement_targets(
     displacement_px: Float[Tensor, "batch 2 crop crop"],
     body: BodyModel,
     settings: FittingSettings,
+    known: Bool[Tensor, " batch"] | None = None,
 ) -> Targets:
-    """Equations 5 and 6: a displacement map of the crop as targets of the vertices in the full image."""
+    """Equations 5 and 6: a displacement map of the crop as targets of the vertices in the full image.
+
+    Args:
+        batch: The batch.
+        displacement_px: The map of each sample.
+        body: The body model of the estimates.
+        settings: How targets are weighted.
+        known: Samples that have a map; the others get targets without weight. All by default.
+    """
     vertices = body(batch.initial).vertices
     cameras = batch.initial_crop_camera, batch.initial_camera
     position_px, weight = vertex_targets(batch.fragments, body.faces, displacement_px, vertices, *cameras)
+    if known is not None:
+        weight = weight.where(known[:, None], 0.0)
     return settings.displacements.targets(position_px, weight)
 
 
@@ -156,7 +182,7 @@ def score(
         batch: The batch.
         stacks_px: Displacement of each stack of the network.
         fits: Result of `refine`.
-        true_mesh: The true bodies.
+        true_mesh: The true bodies, of the samples that have one.
         body: The body model of the estimates.
         protocol: Which joints are scored.
 
@@ -164,11 +190,13 @@ def score(
         The columns of `columns`.
     """
     parts = [_displacement_errors(batch, stacks_px)]
+    truth = true_points(body, true_mesh, batch.has_body, batch.joints_m, protocol)
     for row in rows:
         estimate = fits[row].parameters if row in fits else batch.initial
-        parts.append(_body_errors(estimate, batch, true_mesh, body, protocol))
+        numbers = [_body_errors(estimate, batch, truth, body, protocol)]
         if row in fits:
-            parts.append(_fit_numbers(fits[row]))
+            numbers.append(_fit_numbers(fits[row]))
+        parts += [_among(each, batch.has_body) for each in numbers] if row == "displacements_true" else numbers
     return Scores(torch.cat([p.values for p in parts], dim=1), torch.cat([p.defined for p in parts], dim=1))
 
 
@@ -183,22 +211,28 @@ def map_errors_px(
 def _displacement_errors(batch: RefinementBatch, stacks_px: Float[Tensor, "batch stacks 2 crop crop"]) -> Scores:
     errors = map_errors_px(batch, stacks_px).double()
     rendered = batch.mask.flatten(1).any(dim=1)
-    return Scores(errors, rendered[:, None].expand_as(errors))
+    return Scores(errors, (rendered & batch.has_body)[:, None].expand_as(errors))
 
 
 def _body_errors(
     estimate: BodyParameters,
     batch: RefinementBatch,
-    true_mesh: BodyMesh,
+    truth: EvaluationPoints,
     body: BodyModel,
     protocol: EvaluationProtocol,
 ) -> Scores:
     mesh = body(estimate)
-    points = (evaluation_points(body, each, protocol) for each in (mesh, true_mesh))
-    apart = batch.initial_camera.project(mesh.vertices) - batch.camera.project(true_mesh.vertices)
+    errors = pose_errors(evaluation_points(body, mesh, protocol), truth)
+    apart = batch.initial_camera.project(mesh.vertices) - batch.camera.project(truth.vertices)
     pixels = torch.linalg.vector_norm(apart.double(), dim=-1).mean(dim=1)
-    values = torch.cat([pose_errors(*points).stack(), pixels[:, None]], dim=1)
-    return Scores(values, torch.ones_like(values, dtype=torch.bool))
+    has_joints = batch.has_body | has_measured_joints(batch.joints_m, protocol)
+    defined = [has_joints if name in _OF_JOINTS else batch.has_body for name in ROW_NUMBERS]
+    return Scores(torch.cat([errors.stack(), pixels[:, None]], dim=1), torch.stack(defined, dim=1))
+
+
+def _among(scores: Scores, samples: Bool[Tensor, " batch"]) -> Scores:
+    """The same numbers, but for none but these samples."""
+    return Scores(scores.values, scores.defined & samples[:, None])
 
 
 def _fit_numbers(fit: FitResult) -> Scores:

@@ -1,6 +1,7 @@
 """Pose and shape errors in millimetres: functions of points, and one record of all errors per batch.
 
-Points are in metres, errors in millimetres, one number per sample. The alignment is in the name:
+Points are in metres, errors in millimetres, one number per sample. The truth is the true body, or measured joints where
+a data set has them (`true_points`). The alignment is in the name:
 
 * mpjpe_mm, pve_mm: both bodies moved so that their pelvis is at the origin.
 * n_mpjpe_mm, n_pve_mm: then the prediction scaled as fits best (Rhodin et al., "Unsupervised geometry-aware
@@ -16,17 +17,20 @@ from dataclasses import dataclass, fields
 from typing import Literal, assert_never
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bodies.body_model import BodyMesh, BodyModel
+from bodies.joints import LSP14_FROM_H36M17
 
 EvaluationProtocol = Literal["lsp14", "smpl24"]
 """Which joints are scored and where both bodies are aligned.
 
 * "lsp14" (Human3.6M, 3DPW; SPIN `eval.py`): 14 joints chosen from those that the H36M regressor takes from the
-  vertices; pelvis = that regressor's row 0.
-* "smpl24" (RICH in BEDLAM's and WHAM's evaluation): the 24 joints of the chain; pelvis = midpoint of the hips.
+  vertices; pelvis = that regressor's row 0. The truth is taken from the true vertices in the same way (3DPW), but from
+  the measured joints of the samples that have them (Human3.6M), as published numbers are.
+* "smpl24" (RICH in BEDLAM's and WHAM's evaluation): the 24 joints of the chain; pelvis = midpoint of the hips. They are
+  those of a body and cannot be measured.
 """
 
 _MM_PER_M = 1000.0
@@ -129,7 +133,7 @@ class EvaluationPoints:
     """The points of each body that are scored, in metres, in any one frame."""
 
     joints: Float[Tensor, "batch joints 3"]
-    """The protocol's joints."""
+    """The protocol's joints; NaN where there are no true ones."""
     vertices: Float[Tensor, "batch verts 3"]
     """All vertices; NaN where there is no true mesh (motion capture without a body), which makes the vertex errors
     NaN."""
@@ -178,6 +182,55 @@ def evaluation_points(body: BodyModel, mesh: BodyMesh, protocol: EvaluationProto
             return EvaluationPoints(joints, mesh.vertices, joints[:, 1:3].mean(dim=1))
         case _:
             assert_never(protocol)
+
+
+def has_measured_joints(joints_m: Float[Tensor, "batch 17 4"], protocol: EvaluationProtocol) -> Bool[Tensor, " batch"]:
+    """Which samples a protocol scores by measured joints: "lsp14" those of which its 14 and the pelvis were measured.
+
+    Args:
+        joints_m: h36m17 as measured: x, y, z in metres, and 1 where there is one.
+        protocol: Which joints are scored.
+    """
+    match protocol:
+        case "lsp14":
+            return (joints_m[:, (0, *LSP14_FROM_H36M17), 3] > 0).all(dim=1)
+        case "smpl24":
+            return torch.zeros_like(joints_m[:, 0, 3], dtype=torch.bool)
+        case _:
+            assert_never(protocol)
+
+
+def true_points(
+    body: BodyModel,
+    mesh: BodyMesh,
+    has_body: Bool[Tensor, " batch"],
+    joints_m: Float[Tensor, "batch 17 4"],
+    protocol: EvaluationProtocol = "lsp14",
+) -> EvaluationPoints:
+    """The points that estimates are held against.
+
+    Joints are the measured ones where the protocol has them (`has_measured_joints`), else those of the true body.
+    Vertices are always those of the true body. The measured joints are moved so that their pelvis is the body's, since
+    vertices and joints are aligned each to their own truth. What a sample has not is NaN.
+
+    Args:
+        body: The body model, for its regressors.
+        mesh: The true bodies.
+        has_body: Which of them mean anything.
+        joints_m: h36m17 as measured, in any frame that is turned as that of the bodies.
+        protocol: Which joints are scored.
+
+    Raises:
+        ValueError: If the body model has no regressor for the protocol's joints.
+    """
+    points = evaluation_points(body, mesh, protocol)
+    with_body = has_body[:, None, None]
+    joints, vertices = points.joints.where(with_body, torch.nan), points.vertices.where(with_body, torch.nan)
+    measured = has_measured_joints(joints_m, protocol)[:, None, None]
+    if protocol == "lsp14":
+        from_pelvis = align_root(joints_m[:, LSP14_FROM_H36M17, :3], joints_m[:, 0, :3])
+        joints = torch.where(measured, from_pelvis + points.pelvis[:, None], joints)
+    return EvaluationPoints(joints, vertices, points.pelvis)
 
 
 def pose_errors(predicted: EvaluationPoints, target: EvaluationPoints) -> PoseErrors:

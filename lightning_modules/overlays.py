@@ -46,9 +46,11 @@ def refinement_picture(
     mask = batch.mask[place].cpu().numpy()
     true = batch.displacement_px[place].permute(1, 2, 0).float().cpu().numpy()
     predicted = displacement_px.permute(1, 2, 0).float().cpu().numpy()
-    rim_px = flow_rim_px(true[mask])
+    known = mask & bool(batch.has_body[place])
+    rim_px = flow_rim_px(true[known] if known.any() else predicted[mask])
     photo = _enlarged(_photo(batch, place), cv2.INTER_CUBIC)
-    flows = [_enlarged(flow_to_color(each, rim_px, mask), cv2.INTER_NEAREST) for each in (predicted, true)]
+    maps = (predicted, mask), (true, known)
+    flows = [_enlarged(flow_to_color(each, rim_px, where), cv2.INTER_NEAREST) for each, where in maps]
     estimates = (batch.initial, INITIAL_COLOR), (refined, REFINED_COLOR)
     initial, after = (_drawn(photo, batch, place, each, body, color) for each, color in estimates)
     pictures = [photo, initial, draw_flow_legend(flows[0], rim_px), flows[1], after]

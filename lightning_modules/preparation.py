@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from bodies import BodyMesh, BodyParameters, InputError, PinholeCamera, load_body_model
+from bodies.camera import NEAR_PLANE_M
 from datamodules.initial import NoiseScale, draw_initial
 from datamodules.sample import BodySample, RefinementBatch
 from datamodules.store_layout import GENDERS, Gender
@@ -22,6 +23,7 @@ from renderers.rasterize import Fragments, RasterizerName
 
 #: Colour of what the texture does not cover, in 0..1: no appearance known.
 UNCOVERED: Final = 0.0
+_KEYPOINTS: Final = "openpose25"
 _BYTE: Final = 255.0
 
 
@@ -102,29 +104,45 @@ class BatchPreparation:
                 (rendered.vertices, initial.crop_camera),
                 (true_mesh.vertices, crop_camera),
             )
+        with_body = sample.has_body[:, None, None, None]
         return RefinementBatch(
             images=sample.image.float() / _BYTE,
             renderings=rendered.renderings,
             fragments=rendered.fragments,
             mask=supervision.mask,
-            displacement_px=supervision.displacement_px,
+            displacement_px=supervision.displacement_px.where(with_body, 0.0),
             initial=initial.parameters,
             initial_camera=initial.camera,
             initial_crop_camera=initial.crop_camera,
             truth=truth,
+            has_body=sample.has_body,
             camera=camera,
             crop_camera=crop_camera,
             box_px=sample.box_px,
             gender=sample.gender,
             initial_kind=sample.initial.kind,
             detected_keypoints_px=sample.detected_keypoints_px,
-            true_keypoints_px=sample.true_keypoints_px,
+            true_keypoints_px=self._true_keypoints(sample, true_mesh, camera),
             joints_m=sample.joints_m,
             surface=sample.surface,
             dataset=sample.dataset,
             sequence=sample.sequence,
             row=sample.row,
         )
+
+    def _true_keypoints(
+        self, sample: BodySample, true_mesh: BodyMesh, camera: PinholeCamera
+    ) -> Float[Tensor, "batch 25 3"]:
+        """The annotated keypoints; of samples without any, those of the true body, as 3DPW and RICH need it."""
+        stored = sample.true_keypoints_px
+        if _KEYPOINTS not in self.body.keypoint_sets:
+            return stored
+        points = self.body.keypoints(true_mesh, _KEYPOINTS)
+        known = (points[..., 2:] >= NEAR_PLANE_M) & sample.has_body[:, None, None]
+        sure = torch.ones_like(points[..., :1])
+        projected = torch.cat([camera.project(points), sure], dim=-1).where(known, 0.0)
+        annotated = (stored[..., 2] > 0).any(dim=1)
+        return stored.where(annotated[:, None, None], projected)
 
     def true_mesh(self, truth: BodyParameters, gender: Int64[Tensor, " batch"]) -> BodyMesh:
         """The true bodies, each by the model of its gender."""

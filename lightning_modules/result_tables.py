@@ -1,7 +1,8 @@
 """Results as tables: for people in the console, as CSV for everything else.
 
 One table line is one way of refinement (a row of `evaluation`) for one group of samples: all of them, a data set, or a
-sequence. Means are over samples; a mean with a failed sample in it is NaN and stays visible as such.
+sequence. Means are over the samples that can have the number; a mean with a failed sample in it is NaN and stays
+visible as such. A number that no sample of the group can have is left out, and a line without numbers too.
 """
 
 import csv
@@ -47,10 +48,14 @@ def table_lines(columns: Sequence[str], summary: GroupSummary, name: GroupName) 
     lines = []
     for group, key in enumerate(summary.keys.tolist()):
         means = dict(zip(columns, summary.mean[group].tolist(), strict=True))
-        counts = summary.count[group].tolist()
+        counts = dict(zip(columns, summary.count[group].tolist(), strict=True))
+        samples = max(counts.values(), default=0)
+        # Without any samples the table keeps its shape.
+        shown = [column for column in columns if counts[column] or not samples]
         for row in rows:
-            numbers = {c.rpartition("/")[2]: mean for c, mean in means.items() if c.rpartition("/")[0] == row}
-            lines.append(TableLine(name(key), row, max(counts, default=0), numbers))
+            numbers = {c.rpartition("/")[2]: means[c] for c in shown if c.rpartition("/")[0] == row}
+            if numbers:
+                lines.append(TableLine(name(key), row, samples, numbers))
     return lines
 
 

@@ -187,6 +187,7 @@ def collated(kinds: list[str], truth: BodyParameters, given: BodyParameters, giv
                 crop_camera=CameraFields.of(camera.crop(np.array([600.0, 500.0]), 300.0, 8)),
                 box_px=torch.tensor([600.0, 500.0, 300.0]),
                 body=BodyFields(truth.rotations[number], truth.betas[number], truth.transl[number]),
+                has_body=torch.tensor(True),
                 gender=code,
                 initial=initial,
                 detected_keypoints_px=torch.zeros(25, 3),
@@ -283,10 +284,11 @@ def test_one_of_the_samples_is_drawn_unless_it_is_fixed(stores):
     np.testing.assert_array_equal(estimate.pose, prohmr.read(2, 3).pose)
 
 
-def test_rows_that_no_way_is_open_to_are_known(stores):
-    assert usable_rows(DRAWS, stores, 6).all()
-    assert usable_rows(DRAWS[1:3], stores, 6).tolist() == [True, True, True, True, False, False]
-    assert not usable_rows(DRAWS[4:], stores, 6).any()
+def test_rows_that_no_way_is_open_to_are_known(stores, tmp_path):
+    frames = tiny_store.write_frames(tmp_path / "frames.h5")
+    assert usable_rows(DRAWS, stores, frames).all()
+    assert usable_rows(DRAWS[1:3], stores, frames).tolist() == [True, True, True, True, False, False]
+    assert not usable_rows(DRAWS[4:], stores, frames).any()
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,21 @@ def test_each_row_aims_at_its_own_evidence():
     torch.testing.assert_close(true.position_px, batch.true_keypoints_px[..., :2])
 
 
+def test_true_keypoints_that_a_data_set_lacks_are_those_of_the_true_body():
+    """3DPW and RICH have none; the upper bound of the table needs them."""
+    prepare = tiny_module().prepare
+    sample = batch_of([0, 1, 2])
+    lacking = torch.tensor([False, True, True])
+    stored = sample.true_keypoints_px.where(~lacking[:, None, None], 0.0)
+    stored[0, 3] = 0.0
+    with_body = torch.tensor([True, True, False])
+    found = prepare(sample._replace(true_keypoints_px=stored, has_body=with_body)).true_keypoints_px
+    # What is annotated stays as it is, gaps included; who has no body has no keypoints.
+    torch.testing.assert_close(found[0], stored[0])
+    torch.testing.assert_close(found[1], sample.true_keypoints_px[1], rtol=0, atol=1e-3)
+    assert (found[2] == 0).all()
+
+
 def test_what_a_sample_cannot_have_is_undefined_not_zero():
     prepare, batch = _prepared([0, 1])
     nothing = dataclasses.replace(batch, detected_keypoints_px=torch.zeros_like(batch.detected_keypoints_px))

@@ -38,6 +38,7 @@ def sample(seed: int) -> BodySample:
         crop_camera=CameraFields.of(camera.crop(np.array([100.0, 90.0]), 60.0, CROP_PX)),
         box_px=torch.tensor([100.0, 90.0, 60.0]),
         body=body,
+        has_body=torch.tensor(True),
         gender=code,
         initial=InitialSample(torch.tensor(INITIAL_KINDS.index("noise")), torch.tensor(-1), body, torch.tensor(150.0)),
         detected_keypoints_px=torch.zeros(25, 3),
@@ -108,9 +109,9 @@ def refinement_batch(**changes: object) -> RefinementBatch:
         "initial_kind": batch.initial.kind,
         **{
             name: getattr(batch, name)
-            for name in ("box_px", "gender", "detected_keypoints_px", "true_keypoints_px", "joints_m", "surface")
+            for name in ("box_px", "has_body", "gender", "detected_keypoints_px", "true_keypoints_px", "joints_m")
         },
-        **{name: getattr(batch, name) for name in ("dataset", "sequence", "row")},
+        **{name: getattr(batch, name) for name in ("surface", "dataset", "sequence", "row")},
     }
     return RefinementBatch(**{**values, **changes})
 

@@ -67,6 +67,7 @@ def body_sample(row: int, crop_px: int = CROP_PX) -> BodySample:
         ),
         box_px=torch.cat([center[0], side]),
         body=fields,
+        has_body=torch.tensor(True),
         gender=torch.tensor(0),
         initial=InitialSample(
             torch.tensor(INITIAL_KINDS.index("noise")), torch.tensor(-1), fields, camera.focal_px[0].mean()

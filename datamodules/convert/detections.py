@@ -22,7 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from bodies import BodyModel, BodyParameters, load_body_model
 from bodies.joints import SMPL24
 from datamodules.convert.match import Matches, find_images, pairs_and_rest
-from datamodules.convert.measured import lacks_body, measured_chain_m
+from datamodules.convert.measured import measured_chain_m
 from datamodules.store import FrameStore
 from datamodules.store_layout import GENDERS, Gender
 
@@ -198,7 +198,7 @@ def true_joints_px(frames: FrameStore, bodies: Bodies) -> Float32[ndarray, "rows
     for places, body, parameters in _true_parameters(frames, bodies, np.arange(len(frames))):
         posed = body.pose(body.shape_joints(parameters.betas), parameters.rotations)
         joints_m[places] = (posed.joints + parameters.transl[:, None]).numpy()
-    bodiless = np.flatnonzero(lacks_body(frames.column("pose")))
+    bodiless = np.flatnonzero(~frames.has_body)
     joints_m[bodiless] = measured_chain_m(frames, bodiless)
     return _projected(frames, np.arange(len(frames)), joints_m)
 

@@ -16,7 +16,8 @@
 A row without SMPL parameters is skipped and counted, for rows are taken to know the body: training and all vertex
 errors need it. There is none of S9 and S11 among the MoSh files; to be scored by measured joints alone, as
 published evaluations do, rows of the test set can be kept without (`joints_only`). Their pose and shape are all zero,
-which no real row's are, their translation is that of the measured pelvis; whoever reads them has to look at `joints_m`.
+which no real row's are (`FrameStore.has_body`), their translation is that of the measured pelvis; whoever reads them
+has to look at `joints_m`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -133,7 +134,7 @@ def convert_h36m(
     conversion = Conversion(DATASET, split, str(body), jobs, settings, skipped)
     summary = run_conversion(conversion, out, options)
     if choices.joints_only and summary.state == "written":
-        without = int((~FrameStore(out).column("pose").any(axis=1)).sum())
+        without = int((~FrameStore(out).has_body).sum())
         summary = summary.with_note(f"{without} of these rows have measured joints alone")
     if not distorted or not choices.undistort:
         cause = f"{camera_path.name} has no distortion" if not distorted else "as asked for"

@@ -1,10 +1,10 @@
 """Rows of which only joints are known: Human3.6M by motion capture alone, without a fitted body.
 
-Their pose is all zero, which no real row's is; what is known of them is `joints_m`.
+`FrameStore.has_body` tells them; what is known of them is `joints_m`.
 """
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Float32, Int64
 from numpy import ndarray
 
 from bodies.joints import H36M17, SMPL24
@@ -13,11 +13,6 @@ from datamodules.store import FrameStore
 #: Joints that are in both sets by the same name: number in h36m17, number in SMPL's chain. They are not quite the same
 #: places: hips are centimetres apart.
 _SHARED = tuple((place, SMPL24.index(name)) for place, name in enumerate(H36M17) if name in SMPL24)
-
-
-def lacks_body(pose: Float32[ndarray, "rows pose"]) -> Bool[ndarray, " rows"]:
-    """Whether a row's true pose stands for none."""
-    return np.asarray(~pose.any(axis=1))
 
 
 def measured_chain_m(frames: FrameStore, rows: Int64[ndarray, " rows"]) -> Float32[ndarray, "rows joints 3"]:

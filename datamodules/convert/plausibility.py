@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bodies import BodyModel
 from bodies.joints import SMPL24, mirrored
-from datamodules.convert.measured import lacks_body, measured_chain_m
+from datamodules.convert.measured import measured_chain_m
 from datamodules.convert.predictions import PlacedBodies
 from datamodules.store import FrameStore
 
@@ -58,7 +58,7 @@ def compare(frames: FrameStore, rows: ndarray, bodies: PlacedBodies, body: BodyM
     pose, betas, transl = (torch.tensor(values[:, 0]) for values in (bodies.pose, bodies.betas, bodies.transl_m))
     true_pose, true_betas, true_transl = (torch.tensor(frames.column(n)[rows]) for n in ("pose", "betas", "transl"))
     true_joints = _joints(body, true_pose, true_betas)
-    bodiless = np.flatnonzero(lacks_body(true_pose.numpy()))
+    bodiless = np.flatnonzero(~frames.has_body[rows])
     # In the frame of the other joints, which lack the translation.
     measured = torch.from_numpy(measured_chain_m(frames, rows[bodiless])) - true_transl[bodiless, None]
     true_joints[bodiless] = measured
