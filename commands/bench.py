@@ -1,4 +1,4 @@
-"""Measures the fit, the rasterizer and the loader on this machine."""
+"""Measures the fit, the rasterizer, the loader and the converters on this machine."""
 
 import os
 import platform
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bodies import BodyModel, InputError, PinholeCamera, load_body_model
 from bodies.safe_write import whole_file
+from commands._conversion_speed import IMAGES, SOURCES, ConversionSpeed, measure_conversion
 from commands._fit_cases import WholeMeshPoints, draw_people, make_fit_cases
 from commands._peak_memory import peak_memory
 from datamodules.store_speed import measure_store_speed
@@ -37,6 +38,7 @@ VISIBLE_VERTICES = 600
 LOADER_FRAMES = 160
 LOADER_IMAGE_PX = (640, 480)
 LOADER_CROPS_PX = (128, 256)
+CONVERTED_FRAMES = 500
 SolverName = Literal["Adam, whole mesh", "Adam, chosen vertices", "Levenberg-Marquardt"]
 SOLVERS: tuple[SolverName, ...] = get_args(SolverName)
 
@@ -62,12 +64,12 @@ class FitRow:
 
 
 def bench(out: Path | None = None, body: str = "standin", repeats: int = 3) -> None:
-    """Times fitting, rasterizing and loading, in one run on this machine.
+    """Times fitting, rasterizing, loading and converting, in one run on this machine.
 
     The fit: ground-truth displacements of 600 visible vertices, all unknowns at once, the same problem and the same
     start for all solvers: Levenberg-Marquardt until it converges, against 100 Adam steps, once with the whole mesh
     evaluated in each step as SPIN's SMPLify does, once with the chosen vertices alone. Each case runs in a process of
-    its own. Where there is a GPU, its rows follow.
+    its own. Where there is a GPU, its rows follow. Of conversions it is CPU time that is measured.
 
     Args:
         out: Also write the tables there, as Markdown.
@@ -81,6 +83,7 @@ def bench(out: Path | None = None, body: str = "standin", repeats: int = 3) -> N
         _fit_table(_fit_rows(body, repeats, "cpu", console)),
         _raster_table(body, repeats, "cpu", console),
         _loader_table(console),
+        _conversion_table(_conversion_rows(repeats, console)),
     ]
     if torch.cuda.is_available():
         tables += [_fit_table(_fit_rows(body, repeats, "cuda", console)), _raster_table(body, repeats, "cuda", console)]
@@ -221,6 +224,34 @@ def _loader_table(console: Console) -> Table:
     for speed in speeds:
         decoding = f"{speed.decode_ms:.2f} ms ({100 * speed.decode_fraction:.0f} %)"
         table.add_row(f"{speed.crop_px} px", f"{speed.samples_per_s:.0f}", f"{speed.sample_ms:.2f}", decoding)
+    return table
+
+
+def _conversion_rows(repeats: int, console: Console) -> list[ConversionSpeed]:
+    rows = []
+    for source in SOURCES:
+        with console.status(f"converting {source}"):
+            rows.append(measure_conversion(source, CONVERTED_FRAMES, repeats))
+    return rows
+
+
+def _conversion_table(rows: list[ConversionSpeed]) -> Table:
+    """CPU time, so that it can be told where there is one; shares are of the whole conversion."""
+    parts = ("decoding, encoding", "undistorting", "storing the bytes", "reading body models", "the rest")
+    names = ("data set", "CPU ms per image", *parts, "images in all", "of a long conversion", "again", "as a command")
+    table = Table(*names, title=f"Conversion of {rows[0].frames} images, CPU time")
+    for row in rows:
+        images_s = (row.coding_s, row.warping_s, row.storing_s)
+        rest_s = row.total_s - sum(images_s) - row.models_s
+        table.add_row(
+            f"{row.source} ({IMAGES[row.source]})",
+            f"{1e3 * row.total_s / row.frames:.2f}",
+            *(f"{100 * part_s / row.total_s:.0f} %" for part_s in (*images_s, row.models_s, rest_s)),
+            f"{100 * row.image_share:.0f} %",
+            f"{100 * row.share_of_a_long_one:.0f} %",
+            f"{1e3 * row.again_s:.0f} ms",
+            f"{row.command_s:.1f} s",
+        )
     return table
 
 

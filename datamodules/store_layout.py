@@ -75,7 +75,7 @@ class Column:
         """The group the column is in."""
         return self.name.partition("/")[0]
 
-    @property
+    @cached_property
     def label(self) -> str:
         """The column's own name, as messages say it."""
         return self.name.partition("/")[2]

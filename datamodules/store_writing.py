@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -11,10 +11,11 @@ import h5py
 import numpy as np
 
 from bodies.errors import InputError
+from datamodules.crops import jpeg_size_px
 from datamodules.spool import COPY_BYTES, Spool
 from datamodules.store_checks import with_progress
 from datamodules.store_layout import BARYCENTRIC_SLACK, LAYOUT_VERSION, SURFACE_COLUMNS, Column, FileKind
-from datamodules.store_records import SurfacePoints
+from datamodules.store_records import NO_SURFACE_POINTS, StoredImage, SurfacePoints
 
 #: Rows between flushes: what a killed process has to do again.
 FLUSH_ROWS: Final = 512
@@ -85,15 +86,18 @@ class SpooledWriter(ABC):
     def _assemble(self, file: Any) -> None:
         """Writes attributes and datasets from the spool."""
 
-    def _append(self, records: Mapping[str, bytes]) -> None:
-        """All parts of one record."""
+    def _append(self, records: Mapping[str, bytes], large: Mapping[str, Sequence[bytes]] | None = None) -> None:
+        """All parts of one record, or of several; of the `large` ones each by itself, for joining them costs time."""
         self._in_record = True
         for name, data in records.items():
             self._spool.append(name, data)
+        for name, parts in (large or {}).items():
+            for data in parts:
+                self._spool.append(name, data)
         self._in_record = False
 
-    def _count_row(self) -> None:
-        self._since_flush += 1
+    def _count_rows(self, count: int) -> None:
+        self._since_flush += count
         if self._since_flush >= FLUSH_ROWS:
             self.flush()
 
@@ -127,6 +131,37 @@ def packed(column: Column, value: Any, where: str) -> bytes:
     if column.bad_rows(given[None])[0]:
         raise InputError(f"{where}: {column.describe(given)}")
     return given.astype(dtype).tobytes()
+
+
+def packed_rows(column: Column, values: Sequence[Any], wheres: Sequence[str]) -> bytes:
+    """Rows of a column as bytes.
+
+    Raises:
+        InputError: As `packed` does, for the first row that is bad.
+    """
+    dtype = np.dtype(column.dtype)
+    try:
+        block = np.array(values)
+    except (ValueError, OverflowError):  # rows of several shapes, or an integer that is none of numpy's
+        block = np.array(None)
+    sound = block.shape == (len(values), *column.shape) and block.dtype.kind in ("iuf" if dtype.kind == "f" else "iu")
+    if sound and not column.bad_rows(block).any():
+        return block.astype(dtype).tobytes()
+    return b"".join(packed(column, value, where) for value, where in zip(values, wheres, strict=True))
+
+
+def packed_surfaces(surfaces: Sequence[SurfacePoints], wheres: Sequence[str]) -> dict[str, bytes]:
+    """The points of rows as bytes by column.
+
+    Raises:
+        InputError: As `packed_surface` does, for the first row that is bad.
+    """
+    parts = [
+        packed_surface(surface, where)
+        for surface, where in zip(surfaces, wheres, strict=True)
+        if surface is not NO_SURFACE_POINTS
+    ]
+    return {column.name: b"".join(part[column.name] for part in parts) for column in SURFACE_COLUMNS}
 
 
 def packed_surface(surface: SurfacePoints, where: str) -> dict[str, bytes]:
@@ -163,6 +198,44 @@ def text_line(text: str, where: str) -> bytes:
         return text.encode() + b"\n"
     except UnicodeEncodeError as error:
         raise InputError(f"{where}: the name {text!r} is not valid text") from error
+
+
+def text_lines(texts: Sequence[str], wheres: Sequence[str]) -> bytes:
+    """Names as the spool keeps them, one a line.
+
+    Raises:
+        InputError: As `text_line` does, for the first that is bad.
+    """
+    return b"".join(map(text_line, texts, wheres))
+
+
+def whole_piece_px(image: StoredImage, where: str) -> tuple[int, int]:
+    """Width and height of what is stored of an image.
+
+    Raises:
+        InputError: If it is not a whole JPEG, or lies outside of the full image.
+    """
+    try:
+        piece_px = jpeg_size_px(image.jpeg)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+    for corner, piece, size in zip(image.origin_px, piece_px, image.size_px, strict=True):
+        if corner < 0 or corner + piece > size:
+            raise InputError(
+                f"{where}: a JPEG of {piece_px} at {image.origin_px} lies outside of the image of {image.size_px}"
+            )
+    return piece_px
+
+
+def new_names(names: Sequence[str], known: Mapping[str, int]) -> dict[str, int]:
+    """The names that are not known yet, in order, each with its code."""
+    new = dict.fromkeys(name for name in names if name not in known)
+    return {name: code for code, name in enumerate(new, start=len(known))}
+
+
+def name_lines(new: Mapping[str, int], names: Sequence[str], wheres: Sequence[str]) -> bytes:
+    """New names as the spool keeps them; what cannot be a name is told of the first row that has it."""
+    return text_lines(list(new), [wheres[names.index(name)] for name in new])
 
 
 def check_texture_shape(shape: tuple[int, ...], first: tuple[int, ...] | None, where: str) -> None:

@@ -1,13 +1,14 @@
-"""The benchmark's own parts: its cases, its whole-mesh baseline, its memory watch, its table."""
+"""The benchmark's own parts: its cases, its whole-mesh baseline, its memory watch, its tables."""
 
 import numpy as np
 import pytest
 import torch
 
 from bodies import load_body_model
+from commands._conversion_speed import SOURCES, ConversionSpeed, measure_conversion
 from commands._fit_cases import WholeMeshPoints, make_fit_cases
 from commands._peak_memory import peak_memory
-from commands.bench import SOLVERS, FitRow, _fit_table, _markdown, _time_fit
+from commands.bench import SOLVERS, FitRow, _conversion_table, _fit_table, _markdown, _time_fit
 from fitting.body_points import pose_bones
 
 
@@ -58,3 +59,21 @@ def test_memory_watch_sees_what_was_held_for_a_while():
         total = sum(float(held.sum()) for _ in range(20))
     assert total > 0
     assert np.isnan(memory.peak_mb) or 30 < memory.peak_mb < 200
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_conversion_of_a_few_frames_takes_all_of_them_and_its_parts_are_parts_of_it(source, monkeypatch):
+    monkeypatch.setattr("commands._conversion_speed._complete_command", lambda *_: 1.5)
+    speed = measure_conversion(source, frames=4, repeats=1, body="standin-tiny")
+    assert (speed.source, speed.frames, speed.command_s) == (source, 4, 1.5)
+    parts = (speed.coding_s, speed.storing_s, speed.models_s)
+    assert all(0 < part < 2 * speed.total_s for part in parts)  # each is timed by itself
+    assert (speed.warping_s > 1e-3) == (source == "h36m")
+    # It looks at one file, whatever the conversion takes.
+    assert speed.again_s < 2
+
+
+def test_shares_of_a_conversion_are_of_its_cpu_time():
+    table = _conversion_table([ConversionSpeed("surreal", 500, 2.0, 1.0, 0.2, 0.2, 0.25, 0.003, 1.5)])
+    row = [next(iter(column.cells)) for column in table.columns]
+    assert row[1:] == ["4.00", "50 %", "10 %", "10 %", "12 %", "18 %", "70 %", "80 %", "3 ms", "1.5 s"]

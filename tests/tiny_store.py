@@ -69,16 +69,16 @@ def texture(seed: int, shape: tuple[int, ...] = TEXTURE_SHAPE) -> np.ndarray:
 
 
 def fill(writer: FrameWriter, rows: int, *, textures: bool = True) -> None:
-    """Adds the rows that are not there yet, and the textures with the last one."""
+    """Adds the rows that are not there yet, and then the textures."""
     for number in range(rows):
         row = frame_row(number)
         if row.row_id in writer:
             continue
         image = writer.add_image(stored_image(number // 2))
         writer.add_row(frame_row(number, image))
-        if textures and number + 1 == rows:
-            writer.add_texture("subject 1", texture(1))
-            writer.add_texture("subject 0", texture(0))
+    for subject in (1, 0) if textures else ():
+        if not writer.has_texture(f"subject {subject}"):
+            writer.add_texture(f"subject {subject}", texture(subject))
 
 
 def write_frames(path: Path, rows: int = 6) -> FrameStore:

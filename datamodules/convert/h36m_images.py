@@ -71,7 +71,7 @@ class VideoJob(Job):
 
     def images(self, frames: Sequence[PlannedFrame]) -> Iterator[StoredImage | str]:
         """The wanted frames: row i of the annotations is frame i of the video, both from 0."""
-        found, count = _jpegs(self._video, {frame.frame for frame in frames}, self._lens)
+        found, count = video_jpegs(self._video, {frame.frame for frame in frames}, self._lens)
         size_px = self._lens.camera.size_px
         for frame in frames:
             if frame.frame in found:
@@ -82,7 +82,7 @@ class VideoJob(Job):
                 yield f"its video is damaged or not {size_px[0]} x {size_px[1]}"
 
 
-def _jpegs(video: Path, wanted: set[int], lens: Lens) -> tuple[dict[int, bytes], int]:
+def video_jpegs(video: Path, wanted: set[int], lens: Lens) -> tuple[dict[int, bytes], int]:
     """The wanted frames as JPEGs, and how many frames were gone through."""
     capture = cv2.VideoCapture(str(video), cv2.CAP_FFMPEG)
     found: dict[int, bytes] = {}

@@ -182,10 +182,10 @@ def run_conversion(conversion: Conversion, out: Path, options: RunOptions) -> Su
     with FrameWriter(out, *header) as writer:
         for made, left_out in _progressing(conversion.jobs, lambda job: _make(job, writer.__contains__), options):
             skipped += left_out
-            for image, rows_of_image in made:
-                index = writer.add_image(image)
-                for row in rows_of_image:
-                    writer.add_row(replace(row, image=index))
+            indices = writer.add_images([image for image, _ in made])
+            writer.add_rows(
+                [replace(row, image=index) for index, (_, rows) in zip(indices, made, strict=True) for row in rows]
+            )
         if not len(writer):
             reason = f": all of the source was skipped, the first because {skipped[0].reason}" if skipped else ""
             raise InputError(f"{out}: there is not one row to be written{reason}")
@@ -212,22 +212,31 @@ def _make(
 
 def _sound(plan: JobPlan) -> JobPlan:
     """The plan without rows whose values the store would refuse: a bad row must not end the conversion."""
+    problems = value_problems([row for frame in plan.frames for row in frame.rows])
+    if not problems:
+        return plan
     frames, skipped = [], list(plan.skipped)
     for frame in plan.frames:
-        problems = {row.row_id: value_problem(row) for row in frame.rows}
-        skipped += [Skipped(row_id, problem) for row_id, problem in problems.items() if problem]
-        if rows := tuple(row for row in frame.rows if not problems[row.row_id]):
+        skipped += [Skipped(row.row_id, problems[row.row_id]) for row in frame.rows if row.row_id in problems]
+        if rows := tuple(row for row in frame.rows if row.row_id not in problems):
             frames.append(frame._replace(rows=rows))
     return JobPlan(tuple(frames), tuple(skipped))
 
 
-def value_problem(row: FrameRow) -> str | None:
-    """What about the numbers of a row could not be stored: not finite, behind the camera, degrees for radians ..."""
+def value_problems(rows: Sequence[FrameRow]) -> dict[str, str]:
+    """What about the numbers of rows could not be stored: not finite, behind the camera, degrees for radians ...
+
+    Returns:
+        By row id, only of the rows that have one; the first cause of several.
+    """
+    problems: dict[str, str] = {}
     for column in (*POSE_COLUMNS, *OPTIONAL_COLUMNS):
-        value = getattr(row, column.label)
-        if value is not None and column.bad_rows(np.asarray(value)[None])[0]:
-            return f"{column.label} is not finite or out of range"
-    return None
+        known = [(row.row_id, value) for row in rows if (value := getattr(row, column.label)) is not None]
+        if not known:
+            continue
+        for place in np.flatnonzero(column.bad_rows(np.array([value for _, value in known]))):
+            problems.setdefault(known[place][0], f"{column.label} is not finite or out of range")
+    return problems
 
 
 def every_nth(every: int) -> int:

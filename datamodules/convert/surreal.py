@@ -120,7 +120,7 @@ class _ClipJob(Job):
 
     def images(self, frames: Sequence[PlannedFrame]) -> Iterator[StoredImage | str]:
         """The wanted frames of the video, mirrored."""
-        found, count = _mirrored_jpegs(self._video, {frame.frame for frame in frames})
+        found, count = mirrored_jpegs(self._video, {frame.frame for frame in frames})
         for frame in frames:
             if count != self._frames:
                 yield "the video has another number of frames than the info file"
@@ -133,7 +133,7 @@ class _ClipJob(Job):
         return JobPlan((), (Skipped(f"{DATASET}/{self._name}", reason, 0),))
 
 
-def _mirrored_jpegs(video: Path, wanted: set[int]) -> tuple[dict[int, bytes], int]:
+def mirrored_jpegs(video: Path, wanted: set[int]) -> tuple[dict[int, bytes], int]:
     """The wanted frames, mirrored and encoded, and how many frames there are."""
     capture = cv2.VideoCapture(str(video), cv2.CAP_FFMPEG)
     found: dict[int, bytes] = {}
@@ -171,6 +171,7 @@ def plan_clip(clip: Clip, name: str, body: BodyModel, every: int) -> JobPlan:
     _check_joints(clip, good, joints_px)
     boxes, inside = _boxes(joints_px)
     problem[good & ~inside] = "no joint is in the image"
+    focal_px, center_px = np.full(2, FOCAL_PX), np.array([WIDTH / 2, HEIGHT / 2])
     planned, skipped = [], []
     for frame in range(0, len(pose), every):
         row_id = f"{DATASET}/{name}/{frame:03d}/0"
@@ -185,8 +186,8 @@ def plan_clip(clip: Clip, name: str, body: BodyModel, every: int) -> JobPlan:
             sequence=name,
             frame=frame,
             gender=clip.gender,
-            focal_px=np.full(2, FOCAL_PX),
-            center_px=np.array([WIDTH / 2, HEIGHT / 2]),
+            focal_px=focal_px,
+            center_px=center_px,
             box_px=boxes[frame],
             pose=pose[frame],
             betas=clip.betas[frame],
