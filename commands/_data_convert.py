@@ -1,17 +1,19 @@
 """The command `snugfit data convert`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, assert_never
 
 from rich.console import Console
 
+from bodies.errors import InputError
 from datamodules.convert.h36m import EVERY, H36MChoices, Views, convert_h36m
 from datamodules.convert.rich import ModelFiles, convert_rich
 from datamodules.convert.run import RunOptions, summary_table
 from datamodules.convert.surreal import convert_surreal
 from datamodules.convert.threedpw import convert_threedpw
 
-Dataset = Literal["threedpw", "surreal", "rich", "h36m"]
+Dataset = Literal["h36m", "3dpw", "surreal", "rich"]
 
 
 def convert(
@@ -40,7 +42,7 @@ def convert(
 
     Args:
         dataset: Which data set.
-        source: Folder of the downloads: the one with imageFiles and sequenceFiles (threedpw), the one with cmu
+        source: Folder of the downloads: the one with imageFiles and sequenceFiles (3dpw), the one with cmu
             (surreal), the one with bodies, images and scan_calibration (rich), or, of h36m, the one with S1, S5, ...,
             the one with annotations and images, or SPIN's .npz.
         out: The frames file to write.
@@ -63,11 +65,21 @@ def convert(
         workers: Threads to use; by default one per core.
         dry_run: Count what would be converted and skipped, and write nothing.
         overwrite: Make the file anew if it is there already.
+
+    Raises:
+        InputError: If an option is given that is for another data set, or whatever the data set's converter says.
     """
+    h36m = {
+        "--views": views != "protocol",
+        "--smpl": smpl,
+        "--joints-only": joints_only,
+        "--no-undistort": not undistort,
+    }
+    _refuse_foreign(dataset, {"h36m": h36m, "rich": {"--smplx": smplx, "--transfer": transfer}})
     options = RunOptions(workers, dry_run, overwrite)
     stride = 1 if every is None else every
     match dataset:
-        case "threedpw":
+        case "3dpw":
             summary = convert_threedpw(source, out, split, body, stride, options)
         case "surreal":
             summary = convert_surreal(source, out, split, body, stride, options)
@@ -79,3 +91,11 @@ def convert(
         case _:
             assert_never(dataset)
     Console().print(summary_table(summary))
+
+
+def _refuse_foreign(dataset: Dataset, given: Mapping[Dataset, Mapping[str, object]]) -> None:
+    """Refuses what would be ignored: an option that only another data set has."""
+    for owner, options in given.items():
+        for option, value in options.items():
+            if value and owner != dataset:
+                raise InputError(f"{option}: {dataset} has no use for it, only {owner}")

@@ -145,13 +145,27 @@ def test_the_command_converts_and_reports(tmp_path: Path, capsys):
     body = body_oracle.write_models(tmp_path / "smpl")
     write_sequence(tmp_path, "a_00", "train", "m", 2, LANDSCAPE, Truth({}, {}))
     out = tmp_path / "out.h5"
-    convert("threedpw", tmp_path, out=out, split="train", body=body, workers=1, dry_run=True)
+    convert("3dpw", tmp_path, out=out, split="train", body=body, workers=1, dry_run=True)
     assert not out.exists()
-    convert("threedpw", tmp_path, out=out, split="train", body=body, workers=1)
+    convert("3dpw", tmp_path, out=out, split="train", body=body, workers=1)
     assert len(FrameStore(out)) == 2
-    convert("threedpw", tmp_path, out=out, split="train", body=body)
+    convert("3dpw", tmp_path, out=out, split="train", body=body)
     printed = capsys.readouterr().out
     for text in ("would write", "wrote", "is complete already"):
         assert text in printed
     with pytest.raises(InputError, match="there are no clips"):
         convert("surreal", tmp_path, out=tmp_path / "s.h5", split="train", body=body)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "option", "message"),
+    [
+        ("3dpw", {"views": "all"}, "--views: 3dpw has no use for it, only h36m"),
+        ("rich", {"undistort": False}, "--no-undistort: rich has no use for it, only h36m"),
+        ("surreal", {"joints_only": True}, "--joints-only"),
+        ("h36m", {"transfer": Path("matrix.pkl")}, "--transfer: h36m has no use for it, only rich"),
+    ],
+)
+def test_an_option_of_another_data_set_is_not_ignored(tmp_path, dataset, option, message):
+    with pytest.raises(InputError, match=message):
+        convert(dataset, tmp_path, out=tmp_path / "out.h5", split="train", body=tmp_path, **option)
