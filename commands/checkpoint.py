@@ -14,7 +14,7 @@ def slim(source: Path, *, out: Path) -> None:
     ends to see that it does.
 
     Args:
-        source: A checkpoint of `snugfit fit`; of a run with averaged weights last.ckpt, which holds the average.
+        source: A checkpoint of `snugfit fit`.
         out: The file to write.
 
     Raises:

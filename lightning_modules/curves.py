@@ -91,7 +91,7 @@ def write_curves(curves: RunCurves, out: Path) -> None:
         for name, errors_mm in curves.pve_mm.items():
             right.plot(curves.validation_steps, errors_mm, "o-", markersize=4, label=name)
         right.set(xlabel="step", ylabel="PVE in validation (mm)")
-        right.set_ylim(bottom=0)
+        right.set_ylim(0, 1.1 * max(float(errors_mm.max()) for errors_mm in curves.pve_mm.values()))
         right.legend()
     with whole_file(out) as temporary:
         figure.savefig(temporary, format="png")
