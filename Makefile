@@ -34,7 +34,7 @@ format: $(STAMP) ## format the code and fix what can be fixed by itself
 	@$(BIN)/python -m ruff check --fix-only --quiet
 	@$(BIN)/python -m ruff format
 
-bench: $(STAMP) ## time fit, rasterizer and loader on this machine, into BENCHMARKS.md
+bench: $(STAMP) ## time fit, rasterizer, loader and conversions on this machine, into BENCHMARKS.md
 	@$(BIN)/snugfit bench --out BENCHMARKS.md
 
 test-gpu: $(STAMP) ## run the tests that need a CUDA device and nvdiffrast
