@@ -50,7 +50,8 @@ def refine(
         rounds: How often to render, predict and fit, each time from the bodies accepted before.
         body: Body model: standin, standin-tiny, or the path of an SMPL file; by default that of the checkpoint, else
             standin.
-        prior: Pose prior: standin, or the path of gmm_08.pkl; by default that of the checkpoint, else standin.
+        prior: Pose prior: standin, the path of gmm_08.pkl, VPoser's folder or snapshot, or none; by default that of
+            the checkpoint, else standin.
         focal_px: Focal length of the camera; by default that of the estimate, else the image's diagonal.
         solver: How to fit: Levenberg-Marquardt (lm), or adam; by default as the checkpoint says, else lm.
         out: Folder to write to.

@@ -4,7 +4,7 @@ from fitting.adam import Adam
 from fitting.from_rest import FromRest, fit_from_rest, place, rest_posture
 from fitting.levenberg_marquardt import LevenbergMarquardt
 from fitting.placement import solve_translation
-from fitting.priors import GmmPrior
+from fitting.priors import FlowPrior, GmmPrior, VposerPrior
 from fitting.problem import SPIN_WEIGHTS, FitProblem, TermWeights
 from fitting.smplify import FROM_REST_SCHEDULE, REFINE_SCHEDULE, FitResult, FitStage, FitStatus, Smplify
 from fitting.targets import KeypointTargets, VertexTargets
@@ -18,6 +18,7 @@ __all__ = [
     "FitResult",
     "FitStage",
     "FitStatus",
+    "FlowPrior",
     "FromRest",
     "GmmPrior",
     "KeypointTargets",
@@ -25,6 +26,7 @@ __all__ = [
     "Smplify",
     "TermWeights",
     "VertexTargets",
+    "VposerPrior",
     "fit_from_rest",
     "place",
     "rest_posture",

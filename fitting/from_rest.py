@@ -1,7 +1,7 @@
 """Fitting without an initial estimate: from a rest posture at several headings, the best one kept."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import roma
 import torch
@@ -73,7 +73,9 @@ def fit_from_rest(fit: Smplify, camera: PinholeCamera, targets: KeypointTargets,
     person = torch.arange(batch, device=camera.focal_px.device).repeat_interleave(headings)
     postures = rest_posture(fit.body, headings)[torch.arange(headings).repeat(batch)]
     starts = place(fit.body, postures, camera[person], targets[person])
-    result = fit(starts, camera[person], targets[person])
+    # The rest posture is a place to start from, not an estimate to keep to.
+    fit = fit.with_weights(replace(fit.weights, initial_pose=0.0, initial_shape=0.0))
+    result = fit.select(person)(starts, camera[person], targets[person])
     objective = torch.nan_to_num(result.final_objective, nan=float("inf")).view(batch, headings)
     best = torch.arange(batch, device=objective.device) * headings + objective.argmin(dim=1)
     return FromRest(starts[best], result[best])

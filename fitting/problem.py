@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bodies import BodyModel, BodyParameters, PinholeCamera
 from fitting.body_points import Bones, pose_bones
-from fitting.priors.base import PosePrior
+from fitting.priors.base import ImagePrior, PosePrior
 from fitting.terms import (
     PointEvidence,
     Quadratic,
@@ -20,6 +20,8 @@ from fitting.terms import (
     local_pose,
     reprojection_quadratic,
     reprojection_value,
+    turned_gradient,
+    turned_value,
 )
 
 #: Which unknowns move: the root's orientation and the translation, or all of them.
@@ -41,6 +43,10 @@ class TermWeights:
     """Of the exponential penalty on elbows and knees that bend backwards."""
     camera_depth: float = 0.0
     """Of the squared depth change in metres from the initial estimate."""
+    initial_pose: float = 0.0
+    """Of the squared angles in radians by which the joints are turned from the initial estimate. Not in the paper."""
+    initial_shape: float = 0.0
+    """Of |beta - beta of the initial estimate|^2. Not in the paper."""
 
 
 #: SPIN's `smplify.py`: pose prior 4.78^2, shape 5^2, angles 15.2^2, depth 100^2.
@@ -62,10 +68,10 @@ class FitProblem:
     """What was seen; every entry covers the whole batch."""
     scale: Float[Tensor, " batch"]
     """`PERSON_PX` over the person's size in the image."""
-    reference_depth: Float[Tensor, " batch"]
-    """Depth of the initial estimate in metres, for the camera depth term."""
-    prior: PosePrior | None
-    """The pose prior, if any."""
+    initial: BodyParameters
+    """The initial estimate, for the terms that hold the fit to it."""
+    prior: PosePrior | ImagePrior | None
+    """The pose prior, if any; one of images has an image for each sample."""
     weights: TermWeights
     """How the terms are weighed."""
 
@@ -80,7 +86,8 @@ class FitProblem:
             camera=self.camera[index],
             evidence=tuple(e.select(index) for e in self.evidence),
             scale=self.scale[index],
-            reference_depth=self.reference_depth[index],
+            initial=self.initial[index],
+            prior=self.prior.select(index) if isinstance(self.prior, ImagePrior) else self.prior,
         )
 
     def points(self, parameters: BodyParameters) -> tuple[Float[Tensor, "batch _ 3"], ...]:
@@ -93,11 +100,12 @@ class FitProblem:
         """Value per sample, differentiable; infinite where a seen point is behind the camera."""
         value = self._simple_terms(parameters)
         if self._prior_weight or self.weights.bending:
-            body_pose = local_pose(parameters.rotations[:, 1:]).flatten(1)
+            first = self._first_joint
+            pose = local_pose(parameters.rotations[:, first:]).flatten(1)
             if self._prior_weight:
-                value = value + self._prior_weight * self._prior().energy(body_pose)
+                value = value + self._prior_weight * self._prior().energy(pose)
             if self.weights.bending:
-                value = value + self.weights.bending * bending_value(body_pose)
+                value = value + self.weights.bending * bending_value(pose[:, 3 - 3 * first :])
         for evidence, points in zip(self.evidence, self.points(parameters), strict=True):
             value = value + reprojection_value(evidence, points, self.camera, self.scale)
         return value
@@ -118,13 +126,18 @@ class FitProblem:
         depth_at = betas_at + parameters.betas.shape[1] + 2
         gradient = parameters.betas.new_zeros(batch, depth_at + 1)
         hessian = gradient.new_zeros(batch, depth_at + 1, depth_at + 1)
-        value = self._simple_terms(parameters)
-        shape_slice = slice(betas_at, depth_at - 2)
-        gradient[:, shape_slice] = 2 * self.weights.shape_prior * parameters.betas
-        gradient[:, depth_at] = 2 * self.weights.camera_depth * (parameters.transl[:, 2] - self.reference_depth)
+        value, weights = self._simple_terms(parameters), self.weights
         diagonal = hessian.diagonal(dim1=1, dim2=2)
-        diagonal[:, shape_slice] = 2 * self.weights.shape_prior
-        diagonal[:, depth_at] = 2 * self.weights.camera_depth
+        shape_slice = slice(betas_at, depth_at - 2)
+        from_initial = parameters.betas - self.initial.betas
+        gradient[:, shape_slice] = 2 * (weights.shape_prior * parameters.betas + weights.initial_shape * from_initial)
+        diagonal[:, shape_slice] = 2 * (weights.shape_prior + weights.initial_shape)
+        gradient[:, depth_at] = 2 * weights.camera_depth * (parameters.transl[:, 2] - self.initial.transl[:, 2])
+        diagonal[:, depth_at] = 2 * weights.camera_depth
+        if weights.initial_pose:
+            slope = turned_gradient(self.initial.rotations, parameters.rotations, bones.rotations)
+            gradient[:, :betas_at] = weights.initial_pose * slope.flatten(1)
+            diagonal[:, :betas_at] = 2 * weights.initial_pose
         if self._prior_weight or self.weights.bending:
             self._add_pose_terms(parameters, bones.rotations, value, gradient, hessian)
         for evidence in self.evidence:
@@ -138,21 +151,32 @@ class FitProblem:
     def _prior_weight(self) -> float:
         return self.weights.pose_prior if self.prior is not None else 0.0
 
-    def _prior(self) -> PosePrior:
+    @property
+    def _first_joint(self) -> int:
+        """The first joint of the terms on axis-angle: the root, or the one behind it."""
+        return 0 if isinstance(self.prior, ImagePrior) else 1
+
+    def _prior(self) -> PosePrior | ImagePrior:
         assert self.prior is not None
         return self.prior
 
     def _simple_terms(self, parameters: BodyParameters) -> Float[Tensor, " batch"]:
-        depth = parameters.transl[:, 2] - self.reference_depth
-        shape = parameters.betas.square().sum(dim=1)
-        return self.weights.shape_prior * shape + self.weights.camera_depth * depth.square()
+        weights, initial = self.weights, self.initial
+        depth = parameters.transl[:, 2] - initial.transl[:, 2]
+        value = weights.shape_prior * parameters.betas.square().sum(dim=1) + weights.camera_depth * depth.square()
+        if weights.initial_shape:
+            value = value + weights.initial_shape * (parameters.betas - initial.betas).square().sum(dim=1)
+        if weights.initial_pose:
+            value = value + weights.initial_pose * turned_value(initial.rotations, parameters.rotations)
+        return value
 
     def _add_pose_terms(
         self, parameters: BodyParameters, world: Tensor, value: Tensor, gradient: Tensor, hessian: Tensor
     ) -> None:
         """Adds the terms on axis-angle, carried over to omega joint by joint."""
-        pose = local_pose(parameters.rotations[:, 1:])
-        turn = axis_angle_jacobian(pose, world[:, 1:])
+        first = self._first_joint
+        pose = local_pose(parameters.rotations[:, first:])
+        turn = axis_angle_jacobian(pose, world[:, first:])
         flat = pose.flatten(1)
         by_pose = torch.zeros_like(flat)
         curvature = flat.new_zeros(*flat.shape, flat.shape[1])
@@ -162,13 +186,14 @@ class FitProblem:
             by_pose += self._prior_weight * prior.gradient
             curvature += self._prior_weight * prior.hessian
         if self.weights.bending:
-            value += self.weights.bending * bending_value(flat)
-            slope, diagonal = bending_derivatives(flat)
-            by_pose += self.weights.bending * slope
+            behind_root = slice(3 - 3 * first, None)
+            value += self.weights.bending * bending_value(flat[:, behind_root])
+            slope, diagonal = bending_derivatives(flat[:, behind_root])
+            by_pose[:, behind_root] += self.weights.bending * slope
             # Gauss-Newton of exp(a)^2: residual exp(a), derivative exp(a), so 2 exp(a)^2.
-            curvature.diagonal(dim1=1, dim2=2).add_(self.weights.bending * diagonal)
+            curvature.diagonal(dim1=1, dim2=2)[:, behind_root] += self.weights.bending * diagonal
         batch, joints = pose.shape[:2]
-        body = slice(3, 3 + 3 * joints)
+        body = slice(3 * first, 3 * (first + joints))
         gradient[:, body] += torch.einsum("bjc,bjca->bja", by_pose.unflatten(1, (joints, 3)), turn).flatten(1)
         blocks = curvature.view(batch, joints, 3, joints, 3)
         carried = torch.einsum("bica,bicjd,bjde->biaje", turn, blocks, turn)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bodies import BodyModel, BodyParameters, PinholeCamera
 from fitting.levenberg_marquardt import LevenbergMarquardt
-from fitting.priors.base import PosePrior
+from fitting.priors.base import ImagePrior, PosePrior
 from fitting.problem import FitProblem, Stage, TermWeights
 from fitting.solution import Solver
 from fitting.targets import Targets, person_size_px
@@ -93,7 +93,8 @@ class Smplify:
 
     Args:
         body: The body model.
-        prior: Energy of the body pose; none for data terms and shape prior alone.
+        prior: Energy of the body pose, or of the whole pose given the image of each sample; none for data terms and
+            shape prior alone.
         solver: `LevenbergMarquardt` or `Adam`.
         weights: Weights of the priors.
         schedule: Stages, run one after the other.
@@ -103,7 +104,7 @@ class Smplify:
     def __init__(
         self,
         body: BodyModel,
-        prior: PosePrior | None = None,
+        prior: PosePrior | ImagePrior | None = None,
         solver: Solver | None = None,
         weights: TermWeights | None = None,
         schedule: Sequence[FitStage] = REFINE_SCHEDULE,
@@ -111,6 +112,8 @@ class Smplify:
     ) -> None:
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+        if prior is not None and not isinstance(prior, PosePrior | ImagePrior):
+            raise ValueError("the prior has no energy; a FlowPrior has one when it is conditioned_on images")
         if not schedule:
             raise ValueError("the schedule needs at least one stage")
         self.body = body
@@ -123,6 +126,16 @@ class Smplify:
     def with_schedule(self, schedule: Sequence[FitStage]) -> "Smplify":
         """The same fit with other stages."""
         return Smplify(self.body, self.prior, self.solver, self.weights, schedule, self.chunk_size)
+
+    def with_weights(self, weights: TermWeights) -> "Smplify":
+        """The same fit with other weights."""
+        return Smplify(self.body, self.prior, self.solver, weights, self.schedule, self.chunk_size)
+
+    def select(self, index: slice | Tensor) -> "Smplify":
+        """The fit of some samples: of a prior that knows the samples' images, the part that is theirs."""
+        if not isinstance(self.prior, ImagePrior):
+            return self
+        return Smplify(self.body, self.prior.select(index), self.solver, self.weights, self.schedule, self.chunk_size)
 
     def __call__(
         self, initial: BodyParameters, camera: PinholeCamera, targets: Targets | Sequence[Targets]
@@ -137,10 +150,12 @@ class Smplify:
         terms = tuple(targets) if isinstance(targets, Sequence) else (targets,)
         if not terms:
             raise ValueError("a fit needs at least one data term")
+        if isinstance(self.prior, ImagePrior) and len(self.prior) != len(initial):
+            raise ValueError(f"the prior has {len(self.prior)} images, the initial estimate {len(initial)} samples")
         results = []
         for start in range(0, max(len(initial), 1), self.chunk_size):  # an empty batch has an empty result
             chunk = slice(start, start + self.chunk_size)
-            results.append(self._fit_chunk(initial[chunk], camera[chunk], [t[chunk] for t in terms]))
+            results.append(self.select(chunk)._fit_chunk(initial[chunk], camera[chunk], [t[chunk] for t in terms]))
         return _concatenate(results)
 
     @torch.no_grad()
@@ -181,7 +196,7 @@ class Smplify:
             camera=camera,
             evidence=evidence,
             scale=PERSON_PX / size,
-            reference_depth=initial.transl[:, 2],
+            initial=initial,
             prior=self.prior,
             weights=self.weights,
         )

@@ -8,6 +8,8 @@ A sample's objective is the sum of its terms:
 * shape prior: weight * |beta|^2
 * bending: weight * sum over elbows and knees of exp(angle)^2, large when they bend backwards  (SMPLify, eq. 4)
 * camera depth: weight * (t_z - t_z of the initial estimate)^2                              (SPIN `smplify.py`)
+* initial pose: weight * sum over joints of |R - R of the initial estimate|^2 / 2, for small angles their square  (ours)
+* initial shape: weight * |beta - beta of the initial estimate|^2                             (ours)
 
 The unknowns of a quadratic are, in this order: a world-frame rotation omega of each joint (joints x 3), the shape
 coefficients, the translation (3). See `fitting.body_points` for omega.
@@ -283,3 +285,25 @@ def bending_derivatives(
 def local_pose(rotations: Float[Tensor, "batch joints 3 3"]) -> Float[Tensor, "batch joints 3"]:
     """Axis-angle of each joint, in radians, angles up to pi."""
     return roma.rotmat_to_rotvec(rotations)
+
+
+def turned_value(
+    initial: Float[Tensor, "batch joints 3 3"], rotations: Float[Tensor, "batch joints 3 3"]
+) -> Float[Tensor, " batch"]:
+    """Sum over the joints of |R - R_0|^2 / 2 = 2 (1 - cos angle), which is the squared angle where it is small."""
+    return (rotations - initial).square().sum(dim=(1, 2, 3)) / 2
+
+
+def turned_gradient(
+    initial: Float[Tensor, "batch joints 3 3"],
+    rotations: Float[Tensor, "batch joints 3 3"],
+    world_rotations: Float[Tensor, "batch joints 3 3"],
+) -> Float[Tensor, "batch joints 3"]:
+    """Derivative of `turned_value` by each joint's omega; 2 I is at least its second derivative.
+
+    With M = R_0^T R the value of a joint is 3 - trace M, and R exp([d]x) changes it by d . (M - M^T)_x; d = G^T omega.
+    """
+    relative = initial.transpose(-1, -2) @ rotations
+    skew = relative - relative.transpose(-1, -2)
+    local = torch.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], dim=-1)
+    return (world_rotations @ local[..., None]).squeeze(-1)

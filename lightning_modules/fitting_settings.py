@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from bodies import BodyModel
 from bodies.joints import KeypointSet
-from fitting import Adam, GmmPrior, KeypointTargets, LevenbergMarquardt, Smplify, TermWeights, VertexTargets
-from fitting.priors.base import PosePrior
+from fitting import Adam, KeypointTargets, LevenbergMarquardt, Smplify, TermWeights, VertexTargets
+from fitting.priors import PosePrior, load_prior
 from fitting.targets import KEYPOINT_SIGMA_PX, VERTEX_SIGMA_PX
 
 #: What `FittingSettings.prior` says for a fit without a pose prior.
@@ -55,7 +55,7 @@ class FittingSettings:
     """Prior, solver and weights of the fit."""
 
     prior: str = "standin"
-    """Pose prior: standin, the path of a gmm_08.pkl, or none."""
+    """Pose prior: standin, the path of a gmm_08.pkl, of VPoser's folder or snapshot, or none."""
     solver: LevenbergMarquardt | Adam = field(default_factory=LevenbergMarquardt)
     """How to minimise."""
     weights: TermWeights = field(default_factory=TermWeights)
@@ -73,7 +73,7 @@ class FittingSettings:
         Raises:
             InputError: If its file is missing or damaged.
         """
-        return None if self.prior == NO_PRIOR else GmmPrior.load(self.prior)
+        return None if self.prior == NO_PRIOR else load_prior(self.prior)
 
     def fit(self, body: BodyModel, prior: PosePrior | None) -> Smplify:
         """The fit with `body`; the prior goes to the body's device."""

@@ -4,7 +4,8 @@ import torch
 from tiny import body_model
 
 from bodies import BodyModel, BodyParameters, PinholeCamera
-from fitting.priors.base import PoseQuadratic
+from fitting import Adam, FitStage, FitStatus, KeypointTargets, LevenbergMarquardt, Smplify
+from fitting.priors.base import ImagePrior, PosePrior, PoseQuadratic
 
 
 class GaussianPrior:
@@ -54,3 +55,41 @@ def disturbed(parameters: BodyParameters, seed: int = 1, radians: float = 0.15, 
     )
     shift = metres * torch.randn(batch, 3, generator=generator, dtype=torch.float64).to(parameters.betas)
     return BodyParameters.from_axis_angle(pose, torch.zeros_like(parameters.betas), parameters.transl + shift)
+
+
+def keypoints_of(body: BodyModel, parameters: BodyParameters, camera: PinholeCamera, **options) -> KeypointTargets:
+    """What a perfect detector would see."""
+    points = body.keypoints(body(parameters), "openpose25")
+    return KeypointTargets(camera.project(points), torch.ones_like(points[..., 0]), **options)
+
+
+def check_solvers_agree(prior: PosePrior | ImagePrior) -> None:
+    """Where Levenberg-Marquardt ends, the objective that Adam differentiates is flat, and Adam finds nothing lower.
+
+    The prior, if it is one of images, has two; the robustifier is so wide that there is one minimum.
+    """
+    body = tiny_body()
+    truth, camera = people(2, spread=0.1)
+    initial, targets = disturbed(truth, radians=0.05), keypoints_of(body, truth, camera, sigma_px=1e3)
+    whole = (FitStage("all"),)
+    fit = Smplify(body, prior, LevenbergMarquardt(max_steps=600, tolerance=1e-13), schedule=whole)
+    best = fit(initial, camera, targets)
+    assert all(status is FitStatus.CONVERGED for status in best.status)
+    assert (best.final_objective < 0.1 * best.initial_objective).all()
+    problem = fit.problem(initial, camera, [targets])
+
+    def slope(parameters: BodyParameters) -> torch.Tensor:
+        moving = [t.clone().requires_grad_() for t in (parameters.pose, parameters.betas, parameters.transl)]
+        value = problem.objective(BodyParameters.from_axis_angle(*moving)).sum()
+        return torch.cat(torch.autograd.grad(value, moving), dim=1).norm(dim=1)
+
+    # A value within 1e-13 of the minimum leaves about its root of the slope.
+    assert (slope(best.parameters) < 1e-5 * slope(initial)).all()
+    further = Smplify(body, prior, Adam(steps=25, learning_rate=1e-3), schedule=whole)
+    again = further(best.parameters, camera, targets)
+    assert (again.final_objective > best.final_objective * (1 - 1e-9)).all()
+    # From a little beside it, Adam comes back.
+    beside = disturbed(best.parameters, radians=0.01, metres=0.003)
+    beside = BodyParameters(beside.rotations, best.parameters.betas, beside.transl)
+    back = further(beside, camera, targets)
+    assert ((back.final_objective - best.final_objective) < 0.3 * (back.initial_objective - best.final_objective)).all()

@@ -1,6 +1,7 @@
 """The closed-form derivatives of the fit, against autograd in float64."""
 
 import pytest
+import roma
 import torch
 from fit_cases import GaussianPrior, people, tiny_body
 
@@ -15,6 +16,8 @@ from fitting.terms import (
     reprojection_quadratic,
     reprojection_quadratic_tensors,
     reprojection_value,
+    turned_gradient,
+    turned_value,
 )
 
 ALL = torch.ones(85, dtype=torch.bool)
@@ -33,6 +36,14 @@ def evidence_for(body, batch, kind, dtype=torch.float64, sigma=30.0):
     return PointEvidence(points, target.to(dtype), weight.to(dtype), sigma)
 
 
+def disturbed(parameters):
+    """An initial estimate near, but not at, the given bodies."""
+    generator = torch.Generator().manual_seed(4)
+    turn = 0.3 * torch.randn(*parameters.rotations.shape[:2], 3, generator=generator, dtype=torch.float64)
+    rotations = parameters.rotations @ roma.rotvec_to_rotmat(turn).to(parameters.rotations.dtype)
+    return BodyParameters(rotations, parameters.betas + 0.2, parameters.transl + 0.1)
+
+
 def problem_for(body, parameters, camera, kinds, prior=None, weights=None):
     batch = len(parameters)
     return FitProblem(
@@ -40,7 +51,7 @@ def problem_for(body, parameters, camera, kinds, prior=None, weights=None):
         camera=camera,
         evidence=tuple(evidence_for(body, batch, kind, parameters.betas.dtype) for kind in kinds),
         scale=torch.linspace(0.5, 1.5, batch, dtype=parameters.betas.dtype),
-        reference_depth=parameters.transl[:, 2] + 0.1,
+        initial=disturbed(parameters),
         prior=prior,
         weights=weights if weights is not None else TermWeights(0, 0),
     )
@@ -84,7 +95,7 @@ def test_descendants_follow_the_tree():
 def test_gradient_matches_autograd(kinds, blend_shapes):
     body = tiny_body(blend_shapes=blend_shapes)
     parameters, camera = people(3)
-    problem = problem_for(body, parameters, camera, kinds, GaussianPrior(), TermWeights(2.0, 3.0, 4.0, 5.0))
+    problem = problem_for(body, parameters, camera, kinds, GaussianPrior(), TermWeights(2.0, 3.0, 4.0, 5.0, 6.0, 7.0))
     step = torch.zeros(3, 85, dtype=torch.float64, requires_grad=True)
     value = problem.objective(moved(body, parameters, step))
     (expected,) = torch.autograd.grad(value.sum(), step)
@@ -206,3 +217,19 @@ def test_unseen_points_do_not_count_even_with_nan_targets():
         same = reprojection_quadratic(holed, body, bones, parameters, camera, scale, ALL)
         assert torch.equal(whole.value, same.value)
         assert torch.equal(whole.hessian, same.hessian)
+
+
+def test_the_model_of_the_turn_from_the_initial_estimate_is_above_it_everywhere():
+    """2 I is the second derivative at no turn at all and at least it elsewhere, so no step overshoots."""
+    generator = torch.Generator().manual_seed(2)
+    rotations = roma.random_rotmat((3, 24), dtype=torch.float64)
+    for size in (1e-3, 0.3, 3.0):
+        turned = rotations @ roma.rotvec_to_rotmat(size * torch.randn(3, 24, 3, generator=generator).double())
+        step = torch.randn(3, 24, 3, generator=generator).double()
+        world = roma.random_rotmat((3, 24), dtype=torch.float64)
+        moved_on = turned @ roma.rotvec_to_rotmat((world.mT @ step[..., None]).squeeze(-1))
+        slope = (turned_gradient(rotations, turned, world) * step).sum(dim=(1, 2))
+        model = turned_value(rotations, turned) + slope + step.square().sum(dim=(1, 2))
+        assert (turned_value(rotations, moved_on) <= model + 1e-9).all()
+    small = roma.rotvec_to_rotmat(torch.full((1, 1, 3), 1e-3, dtype=torch.float64))
+    assert turned_value(torch.eye(3, dtype=torch.float64)[None, None], small).item() == pytest.approx(3e-6, rel=1e-5)

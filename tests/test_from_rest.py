@@ -8,7 +8,16 @@ from fit_cases import GaussianPrior, tiny_body
 
 from bodies import BodyParameters, PinholeCamera, load_body_model
 from commands._fit_cases import draw_people
-from fitting import FROM_REST_SCHEDULE, GmmPrior, KeypointTargets, Smplify, fit_from_rest, place, rest_posture
+from fitting import (
+    FROM_REST_SCHEDULE,
+    GmmPrior,
+    KeypointTargets,
+    Smplify,
+    TermWeights,
+    fit_from_rest,
+    place,
+    rest_posture,
+)
 
 
 def test_rest_postures_stand_upright_at_equal_headings():
@@ -66,3 +75,17 @@ def test_one_heading_is_allowed():
     fit = Smplify(body, GaussianPrior())
     result = fit_from_rest(fit, camera, KeypointTargets(pixels, torch.ones(1, 25)), headings=1)
     assert result.fit.final_error_px.item() < 2
+
+
+def test_nobody_is_held_to_the_posture_the_fit_starts_from():
+    body = load_body_model("standin-tiny")
+    truth = draw_people(2, seed=8)
+    camera = PinholeCamera.from_image_size(torch.tensor([[512.0, 512.0]]).expand(2, 2))
+    targets = KeypointTargets(camera.project(body.keypoints(body(truth), "openpose25")), torch.ones(2, 25))
+    weights = TermWeights(), TermWeights(initial_pose=1e6, initial_shape=1e6)
+    fits = [
+        fit_from_rest(Smplify(body, GmmPrior.load("standin"), weights=w, schedule=FROM_REST_SCHEDULE), camera, targets)
+        for w in weights
+    ]
+    free, held = (fit.fit.parameters for fit in fits)
+    assert torch.equal(free.rotations, held.rotations)

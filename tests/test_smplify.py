@@ -208,6 +208,25 @@ def test_spin_baseline_runs_with_bending_and_depth_terms():
     assert (result.final_objective < result.initial_objective).all()
 
 
+@pytest.mark.parametrize("solver", [LevenbergMarquardt(), Adam(steps=50)])
+def test_terms_of_the_initial_estimate_hold_pose_and_shape_not_place(solver):
+    body = tiny_body()
+    truth, camera = people(2)
+    initial = BodyParameters(disturbed(truth).rotations, truth.betas + 0.5, truth.transl + 0.05)
+    targets = vertex_targets(body, truth, camera)
+
+    def turned_and_reshaped(weight):
+        weights = TermWeights(0.0, 0.0, initial_pose=weight, initial_shape=weight)
+        fitted = Smplify(body, None, solver, weights)(initial, camera, targets).parameters
+        turn = (fitted.rotations - initial.rotations).abs().amax()
+        return turn, (fitted.betas - initial.betas).abs().amax(), (fitted.transl - initial.transl).abs().amax()
+
+    free, held = turned_and_reshaped(0.0), turned_and_reshaped(1e7)
+    assert held[0] < 0.01 * free[0]
+    assert held[1] < 0.01 * free[1]
+    assert held[2] > 0.01
+
+
 def test_from_rest_schedule_ends_at_the_final_weights():
     body = tiny_body()
     truth, camera = people(2, spread=0.2)
