@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from bodies.errors import InputError, one_line
@@ -22,7 +23,7 @@ from lightning_modules.refinement import RefinementModule
 _KEPT: Final = ("epoch", "global_step", "pytorch-lightning_version", "hparams_name", "hyper_parameters")
 
 
-def slim_checkpoint(source: Path, out: Path) -> None:
+def slim_checkpoint(source: Path, out: Path, config: Path | None = None) -> None:
     """Writes the network of a checkpoint in half precision, without what only its training needs.
 
     Numbers that half precision cannot hold stay as they are.
@@ -30,18 +31,27 @@ def slim_checkpoint(source: Path, out: Path) -> None:
     Args:
         source: A checkpoint of `snugfit fit`.
         out: The file to write; it appears whole or not at all.
+        config: A config file whose `model.fitting` takes the place of what the checkpoint says there: how to fit can be
+            chosen on the validation set after training.
 
     Raises:
         InputError: If the source is missing, no checkpoint of this project's command line, has weights that are not
-            finite, or is the file to write.
+            finite, or is the file to write; if the config cannot be read, has no such part, or it does not fit.
     """
     checkpoint = _read(source)
     if out.exists() and out.samefile(source):
         raise InputError(f"{out}: would replace the checkpoint that it is made from")
     slim: dict[str, Any] = {key: checkpoint[key] for key in _KEPT if key in checkpoint}
     slim["state_dict"] = {name: _slim(source, name, value) for name, value in checkpoint["state_dict"].items()}
+    if config is not None:
+        slim["hyper_parameters"] = {**slim["hyper_parameters"], "fitting": _fitting(config, slim["hyper_parameters"])}
     with whole_file(out) as temporary:
         torch.save(slim, temporary)
+        if config is not None:
+            try:
+                load_refinement(temporary)
+            except InputError as error:
+                raise InputError(f"{config}: its model.fitting cannot be used ({error})") from error
 
 
 def load_refinement(path: Path, *, body: str | None = None, prior: str | None = None) -> RefinementModule:
@@ -71,6 +81,29 @@ def load_refinement(path: Path, *, body: str | None = None, prior: str | None = 
     except Exception as error:  # whatever settings and weights of other versions lead to
         raise InputError(f"{path}: does not fit this version of the network: {one_line(error)}") from error
     return module.eval()
+
+
+def _fitting(config: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the fit with those of a config file in their place."""
+    try:
+        chosen = OmegaConf.select(OmegaConf.load(config), "model.fitting")
+        chosen = {} if chosen is None else chosen
+        plain = OmegaConf.to_container(OmegaConf.merge(settings.get("fitting", {}), chosen), resolve=True)
+    except Exception as error:  # of the file system, of YAML, of OmegaConf
+        raise InputError(f"{config}: cannot be read as a config file ({one_line(error)})") from error
+    if not chosen or not isinstance(plain, dict):
+        raise InputError(f"{config}: has no model.fitting")
+    return {str(name): value for name, value in plain.items()}
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of a training or slim checkpoint by name, on the CPU.
+
+    Raises:
+        InputError: If the file is missing, or no checkpoint of this project's command line.
+    """
+    weights: dict[str, Tensor] = _read(path)["state_dict"]
+    return weights
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ pose estimation", ECCV 2016, section 3 (the hourglass, and each prediction fed b
 """
 
 import math
-from typing import Final, Literal, assert_never
+from typing import Final, Literal, NamedTuple, assert_never
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,9 @@ RenderInputs = Literal["all", "no_texture", "texture_only"]
 
 NormKind = Literal["batch", "group"]
 """Batch norm as in the paper, or group norm, which does not depend on the other samples of the batch."""
+
+NUM_SURFACE_CHANNELS: Final = 4
+"""Channels of a surface output: the person's logit and the three coordinates of `unique_vertex_colors`."""
 
 _NORM_GROUPS: Final = 8
 
@@ -106,23 +109,39 @@ class Hourglass(nn.Module):
     """One hourglass: residual modules at `depth` halvings of the resolution and back, with a skip at each level.
 
     Args:
-        width: Channels everywhere.
+        width: Channels of input and output.
         depth: How often the resolution is halved.
         blocks: Residual modules in a row wherever the paper has one.
         norm: Kind of normalisation.
+        most_width: The channels double with each halving until there are this many; by default, as in the paper, they
+            stay the same.
     """
 
-    def __init__(self, width: int, depth: int, blocks: int, norm: NormKind) -> None:
+    def __init__(self, width: int, depth: int, blocks: int, norm: NormKind, most_width: int | None = None) -> None:
         super().__init__()
-        self.skip = _residuals(width, blocks, norm)
-        self.down = _residuals(width, blocks, norm)
-        self.inner = Hourglass(width, depth - 1, blocks, norm) if depth > 1 else _residuals(width, blocks, norm)
-        self.up = _residuals(width, blocks, norm)
+        low = width if most_width is None else min(2 * width, most_width)
+        self.skip = _residuals(width, width, blocks, norm)
+        self.down = _residuals(width, low, blocks, norm)
+        self.inner: nn.Module
+        if depth > 1:
+            self.inner = Hourglass(low, depth - 1, blocks, norm, most_width)
+        else:
+            self.inner = _residuals(low, low, blocks, norm)
+        self.up = _residuals(low, width, blocks, norm)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
         """Same size and channels."""
         low = self.up(self.inner(self.down(functional.max_pool2d(x, 2))))
         return self.skip(x) + functional.interpolate(low, scale_factor=2.0, mode="nearest")
+
+
+class NetworkOutput(NamedTuple):
+    """What the network says of a batch."""
+
+    displacement_px: Float[Tensor, "batch stacks 2 height width"]
+    """The displacement map of each stack in pixels of the input, x then y; the last stack's is the prediction."""
+    surface: Float[Tensor, "batch stacks 4 feature_height feature_width"] | None
+    """Where each stack sees the person, as a logit, and which point of the body, as `unique_vertex_colors` has it."""
 
 
 class DisplacementNetwork(nn.Module):
@@ -143,6 +162,11 @@ class DisplacementNetwork(nn.Module):
         image_channels: Channels of the image.
         norm: Kind of normalisation. "batch" is the paper's; across processes it needs Lightning's `sync_batchnorm`.
         output_scale_px: The last layers predict displacements in units of this many pixels.
+        most_width: Within an hourglass the channels double with each halving of the resolution until there are this
+            many; `width` by default, which is the paper's: the same channels everywhere.
+        surface_outputs: Each stack also says which pixels show the person, and which point of the body, and hands that
+            to the next one. Not in the paper: a network that trains for hours and not for weeks learns faster with it
+            (`RefinementModule`'s `surface_weight`).
         zero_init_outputs: Start from zero displacement. Networks of the size that a CPU can train learn from the
             first hundreds of steps with this, and not for long without.
     """
@@ -160,13 +184,15 @@ class DisplacementNetwork(nn.Module):
         image_channels: int = 3,
         norm: NormKind = "batch",
         output_scale_px: float = 1.0,
+        most_width: int | None = None,
+        surface_outputs: bool = False,
         zero_init_outputs: bool = True,
     ) -> None:
         super().__init__()
         stem_width = width // 4 if stem_width is None else stem_width
         counts = {"stacks": stacks, "depth": depth, "image_channels": image_channels}
         blocks = {"encoder_blocks": encoder_blocks, "hourglass_blocks": hourglass_blocks}
-        _check_sizes(width, stem_width, norm, **counts, **blocks)
+        _check_sizes(width, stem_width, width if most_width is None else most_width, norm, **counts, **blocks)
         if not (math.isfinite(output_scale_px) and output_scale_px > 0):
             raise InputError(f"output_scale_px must be positive, got {output_scale_px}")
         self.image_channels = image_channels
@@ -181,8 +207,8 @@ class DisplacementNetwork(nn.Module):
         self.fuse = ResidualModule(2 * width, width, norm)
         self.hourglasses = nn.ModuleList(
             nn.Sequential(
-                Hourglass(width, depth, hourglass_blocks, norm),
-                _residuals(width, hourglass_blocks, norm),
+                Hourglass(width, depth, hourglass_blocks, norm, most_width),
+                _residuals(width, width, hourglass_blocks, norm),
                 nn.Conv2d(width, width, 1, bias=False),
                 _norm(norm, width),
                 nn.ReLU(inplace=True),
@@ -193,6 +219,9 @@ class DisplacementNetwork(nn.Module):
         # What a stack hands to the next one: its features and its prediction, each through a 1x1 convolution.
         self.merge_features = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(stacks - 1))
         self.merge_predictions = nn.ModuleList(nn.Conv2d(2, width, 1) for _ in range(stacks - 1))
+        surfaces = stacks if surface_outputs else 0
+        self.surface_outputs = nn.ModuleList(nn.Conv2d(width, NUM_SURFACE_CHANNELS, 1) for _ in range(surfaces))
+        self.merge_surfaces = nn.ModuleList(nn.Conv2d(NUM_SURFACE_CHANNELS, width, 1) for _ in range(surfaces - 1))
         self._initialise(zero_init_outputs)
         # Channels last in memory halves the time of a step in bfloat16 on a CPU, and is what tensor cores read.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -214,19 +243,30 @@ class DisplacementNetwork(nn.Module):
         Raises:
             InputError: If the input's size cannot be halved as often as the network needs.
         """
+        return self.predict(image, renderings).displacement_px
+
+    def predict(
+        self,
+        image: Float[Tensor, "batch {self.image_channels} height width"],
+        renderings: Float[Tensor, "batch 10 height width"],
+    ) -> NetworkOutput:
+        """All that the network says; `forward` gives the displacements alone."""
         self.check_size(image.shape[-2], image.shape[-1])
         assert renderings.shape[1] == NUM_MAP_CHANNELS, f"{renderings.shape[1]} rendering channels"
         image = image.contiguous(memory_format=torch.channels_last)
         renderings = renderings[:, self._render_slice].contiguous(memory_format=torch.channels_last)
         features = [self.image_encoder(image), self.render_encoder(renderings)]
         x = self.fuse(torch.cat(features, dim=1))
-        predictions = []
+        predictions, surfaces = [], []
         for stack, (hourglass, output) in enumerate(zip(self.hourglasses, self.outputs, strict=True)):
             refined = hourglass(x)
             predictions.append(output(refined))
+            surfaces += [self.surface_outputs[stack](refined)] if self.surface_outputs else []
             if stack + 1 < self.stacks:
                 x = x + self.merge_features[stack](refined) + self.merge_predictions[stack](predictions[-1])
-        return self._to_pixels(torch.stack(predictions, dim=1))
+                x = x + self.merge_surfaces[stack](surfaces[-1]) if surfaces else x
+        surface = torch.stack(surfaces, dim=1).float() if surfaces else None
+        return NetworkOutput(self._to_pixels(torch.stack(predictions, dim=1)), surface)
 
     def check_size(self, height: int, width: int) -> None:
         """Refuses an input size that the network cannot halve as often as it needs.
@@ -257,13 +297,17 @@ class DisplacementNetwork(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        # A network that has learned without surfaces starts from what it knows, see `warm_start`.
+        for parameter in self.merge_surfaces.parameters():
+            nn.init.zeros_(parameter)
         if zero_init_outputs:
             for parameter in self.outputs.parameters():
                 nn.init.zeros_(parameter)
 
 
-def _residuals(width: int, count: int, norm: NormKind) -> nn.Sequential:
-    return nn.Sequential(*(ResidualModule(width, width, norm) for _ in range(count)))
+def _residuals(in_channels: int, out_channels: int, count: int, norm: NormKind) -> nn.Sequential:
+    inputs = [in_channels] + [out_channels] * (count - 1)
+    return nn.Sequential(*(ResidualModule(channels, out_channels, norm) for channels in inputs))
 
 
 def _norm(kind: NormKind, channels: int) -> nn.Module:
@@ -288,7 +332,7 @@ def _render_slice(render_inputs: RenderInputs) -> slice:
             assert_never(render_inputs)
 
 
-def _check_sizes(width: int, stem_width: int, norm: NormKind, **counts: int) -> None:
+def _check_sizes(width: int, stem_width: int, most_width: int, norm: NormKind, **counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
             raise InputError(f"{name} must be at least 1, got {count}")
@@ -296,6 +340,8 @@ def _check_sizes(width: int, stem_width: int, norm: NormKind, **counts: int) -> 
     multiple = 2 if norm == "batch" else 2 * _NORM_GROUPS
     if width < multiple or width % multiple:
         raise InputError(f"width must be a positive multiple of {multiple} with {norm} norm, got {width}")
+    if most_width < width or most_width % multiple:
+        raise InputError(f"most_width must be a multiple of {multiple}, at least width {width}, got {most_width}")
     if stem_width < 1 or (norm == "group" and stem_width % _NORM_GROUPS):
         raise InputError(
             f"stem_width must be a positive multiple of {multiple // 2} with {norm} norm, got {stem_width}"

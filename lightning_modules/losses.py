@@ -10,6 +10,7 @@ from typing import Final, Literal, assert_never
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional
 
 DisplacementNorm = Literal["l1", "l2", "charbonnier"]
 """How the error (dx, dy) of a pixel is measured: |dx| + |dy|, dx^2 + dy^2, or the smoothed length."""
@@ -53,6 +54,29 @@ def displacement_loss(
             assert_never(norm)
     rendered = mask.sum(dim=(1, 2)).clamp(min=1)
     return (distance.sum(dim=(2, 3)) / rendered[:, None]).mean(dim=0)
+
+
+def surface_loss(
+    predicted: Float[Tensor, "batch stacks 4 height width"],
+    mask: Bool[Tensor, "batch height width"],
+    colors: Float[Tensor, "batch 3 height width"],
+) -> Float[Tensor, " stacks"]:
+    """How badly each stack says where the person is and which point of the body a pixel shows. Not in the paper.
+
+    Args:
+        predicted: The logit of the person's presence, then the three unique vertex colours.
+        mask: Which pixels show the true body, occluders aside.
+        colors: Its unique vertex colours there; the background counts for nothing.
+
+    Returns:
+        Binary cross entropy, mean over the pixels, plus the summed absolute error of the three colours, mean over the
+        pixels of the body; of each stack, averaged over the samples.
+    """
+    presence = mask[:, None].to(predicted.dtype).expand(-1, predicted.shape[1], -1, -1)
+    entropy = functional.binary_cross_entropy_with_logits(predicted[:, :, 0], presence, reduction="none")
+    error = (predicted[:, :, 1:] - colors[:, None]).abs().sum(dim=2).where(mask[:, None], 0.0)
+    shown = mask.sum(dim=(1, 2)).clamp(min=1)[:, None]
+    return (entropy.mean(dim=(2, 3)) + error.sum(dim=(2, 3)) / shown).mean(dim=0)
 
 
 def end_point_error_px(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from bodies import BodyMesh, BodyParameters, InputError, PinholeCamera, load_body_model
@@ -17,7 +17,7 @@ from datamodules.initial import NoiseScale, draw_initial
 from datamodules.sample import BodySample, RefinementBatch
 from datamodules.store_layout import GENDERS, Gender
 from renderers import make_rasterizer
-from renderers.correspondence import displacement_supervision
+from renderers.correspondence import displacement_supervision, vertex_to_pixel
 from renderers.maps import Texture, UvTexture, VertexColors, render_maps, unique_vertex_colors
 from renderers.rasterize import Fragments, RasterizerName
 
@@ -152,6 +152,23 @@ class BatchPreparation:
             other, chosen = body(truth), (gender == GENDERS.index(name))[:, None, None]
             vertices, joints = torch.where(chosen, other.vertices, vertices), torch.where(chosen, other.joints, joints)
         return BodyMesh(vertices, joints)
+
+    @torch.no_grad()
+    def true_surface(
+        self, batch: RefinementBatch, side: int
+    ) -> tuple[Bool[Tensor, "batch side side"], Float[Tensor, "batch 3 side side"]]:
+        """Which pixels of a `side` x `side` image of the crop show the true body, and its unique vertex colours there.
+
+        Of samples without a true body no pixel does.
+        """
+        camera, zoom = batch.crop_camera, side / batch.images.shape[-1]
+        small = PinholeCamera(camera.focal_px * zoom, camera.center_px * zoom, camera.size_px * zoom)
+        with torch.autocast(batch.images.device.type, enabled=False):
+            vertices, faces = self.true_mesh(batch.truth, batch.gender).vertices, self.body.faces
+            fragments = self._rasterize(vertices, faces, small, side, side)
+            colors = unique_vertex_colors(self.body.template).expand(len(vertices), -1, -1)
+            shown = vertex_to_pixel(fragments, faces, colors).permute(0, 3, 1, 2)
+        return fragments.mask & batch.has_body[:, None, None], shown
 
     def render(
         self, bodies: BodyParameters, crop_camera: PinholeCamera, texture: Texture, crop_px: int

@@ -28,7 +28,7 @@ from lightning_modules.evaluation import (
 )
 from lightning_modules.fitting_settings import FittingSettings
 from lightning_modules.hourglass import DisplacementNetwork
-from lightning_modules.losses import DisplacementNorm, displacement_loss
+from lightning_modules.losses import DisplacementNorm, displacement_loss, surface_loss
 from lightning_modules.metrics import evaluation_points
 from lightning_modules.preparation import BatchPreparation, BodySettings
 
@@ -100,6 +100,7 @@ class RefinementModule(LightningModule):
         body: Body models and rasterizer.
         noise: Noise of the initial estimates that are drawn from the truth.
         loss_norm: How the error of a pixel is measured.
+        surface_weight: Weight of the `surface_loss`, for a network with `surface_outputs`; it is 0 in the paper.
         optimizer: Makes the optimiser.
         scheduler: Makes the learning rate schedule, which advances with each step; constant by default.
         fitting: Prior, solver and weights of the fit.
@@ -116,6 +117,7 @@ class RefinementModule(LightningModule):
         body: BodySettings = _BODY,
         noise: NoiseScale = _NOISE,
         loss_norm: DisplacementNorm = "l1",
+        surface_weight: float = 0.0,
         optimizer: OptimizerMaker = Adam,
         scheduler: SchedulerMaker | None = None,
         fitting: FittingSettings = _FITTING,
@@ -125,10 +127,15 @@ class RefinementModule(LightningModule):
         # For the checkpoint; loggers get the whole configuration from the command line (`cli.SavedConfig`).
         self.save_hyperparameters(logger=False)
         network.check_size(crop_px, crop_px)
+        if bool(network.surface_outputs) != (surface_weight > 0):
+            raise InputError(
+                f"surface_weight must be positive if the network has surface_outputs, else 0; got {surface_weight}"
+            )
         self.network = network
         self.crop_px = crop_px
         self.prepare = BatchPreparation(body, noise)
         self.loss_norm = loss_norm
+        self.surface_weight = surface_weight
         self.fitting = fitting
         self.evaluation = evaluation
         self._optimizer, self._scheduler = optimizer, scheduler
@@ -174,15 +181,16 @@ class RefinementModule(LightningModule):
 
     def training_step(self, batch: RefinementBatch, batch_idx: int) -> Float[Tensor, ""]:
         """The loss, summed over the stacks."""
-        stacks_px = self(batch)
-        losses = displacement_loss(stacks_px, batch.displacement_px, batch.mask, self.loss_norm)
-        loss = losses.sum()
+        stacks_px, surface = self.network.predict(batch.images, batch.renderings)
+        loss = displacement_loss(stacks_px, batch.displacement_px, batch.mask, self.loss_norm).sum()
+        parts = {"displacement_loss": loss}
+        if surface is not None:
+            parts["surface_loss"] = surface_loss(surface, *self.prepare.true_surface(batch, surface.shape[-1])).sum()
+            loss = loss + self.surface_weight * parts["surface_loss"]
         self._check_loss(loss, batch)
         errors = map_errors_px(batch, stacks_px).nanmean(dim=0)
-        numbers = dict(zip(displacement_columns(self.network.stacks), errors, strict=True))
-        self.log_dict(
-            {"train/loss": loss} | {f"train/{name}": error for name, error in numbers.items()}, batch_size=len(batch)
-        )
+        numbers = {"loss": loss, **parts} | dict(zip(displacement_columns(self.network.stacks), errors, strict=True))
+        self.log_dict({f"train/{name}": number for name, number in numbers.items()}, batch_size=len(batch))
         self.log("epe_px", errors[-1], prog_bar=True, logger=False, batch_size=len(batch))
         return loss
 

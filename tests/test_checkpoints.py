@@ -170,6 +170,38 @@ def test_the_command_says_what_it_wrote(source, tmp_path, capsys):
     assert load_refinement(out).network.stacks == 2
 
 
+def test_the_fit_can_be_chosen_after_training(source, tmp_path):
+    config, out = tmp_path / "tuned.yaml", tmp_path / "tuned.ckpt"
+    config.write_text(
+        "run_name: other\nmodel: {crop_px: 64, fitting: {weights: {pose_prior: 7.0, initial_pose: 3.0}}}\n"
+    )
+    slim_checkpoint(source, out, config)
+    module = load_refinement(out)
+    assert (module.fitting.weights.pose_prior, module.fitting.weights.initial_pose) == (7.0, 3.0)
+    assert module.fitting.solver.max_steps == 3  # the checkpoint's, for the config does not say
+    assert module.crop_px == 32
+    assert load_refinement(source).fitting.weights.pose_prior == 4.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {crop_px: 64}", "has no model.fitting"),
+        ("model: {fitting: {weights: {pose_prio: 7.0}}}", "its model.fitting cannot be used"),
+        ("model: {fitting: {prior: gone.pkl}}", "gone.pkl"),
+        ("model: {fitting: [", "cannot be read as a config file"),
+        ("- 3", "cannot be read as a config file"),
+    ],
+)
+def test_a_config_without_a_fit_is_refused_by_name(source, tmp_path, text, message):
+    config, out = tmp_path / "tuned.yaml", tmp_path / "tuned.ckpt"
+    config.write_text(text)
+    with pytest.raises(InputError, match=r"tuned\.yaml: ") as caught:
+        slim_checkpoint(source, out, config)
+    assert message in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["tuned.yaml"]
+
+
 class _Touch:
     def __init__(self, path):
         self.path = path

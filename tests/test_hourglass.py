@@ -114,9 +114,50 @@ def test_it_looks_at_the_chosen_renderings_alone(choice, used, unused):
     assert not seen[unused].any()
 
 
+def test_an_hourglass_doubles_its_channels_down_to_the_most():
+    widths = [block[0].residual[-1].out_channels for block in _downs(Hourglass(8, 3, 2, "batch", most_width=24))]
+    assert widths == [16, 24, 24]
+    assert [block[0].residual[-1].out_channels for block in _downs(Hourglass(8, 3, 2, "batch"))] == [8, 8, 8]
+    x = torch.randn(2, 8, 16, 8)
+    assert Hourglass(8, 3, 2, "batch", most_width=24)(x).shape == x.shape
+
+
+def _downs(hourglass):
+    inner = hourglass.inner
+    return [hourglass.down, *(_downs(inner) if isinstance(inner, Hourglass) else [])]
+
+
+def test_equal_widths_are_the_network_without_a_most():
+    """So that the checkpoints of such networks are the same whether it was named or not."""
+    assert _tiny(most_width=16).state_dict().keys() == _tiny().state_dict().keys()
+
+
+def test_surface_outputs_have_the_size_of_the_features():
+    output = _tiny(surface_outputs=True, stacks=3).predict(*_inputs(height=16, width=24))
+    assert output.displacement_px.shape == (2, 3, 2, 16, 24)
+    assert output.surface.shape == (2, 3, 4, 8, 12)
+    assert _tiny().predict(*_inputs()).surface is None
+
+
+def test_each_surface_is_fed_to_the_next_stack():
+    network = _tiny(surface_outputs=True, zero_init_outputs=False).eval()
+    inputs = _inputs()
+    with torch.no_grad():
+        network.merge_surfaces[0].weight.normal_()
+        before = network.predict(*inputs)
+        network.surface_outputs[0].bias += 1.0
+        after = network.predict(*inputs)
+    change = (after.displacement_px - before.displacement_px).abs().amax(dim=(0, 2, 3, 4))
+    assert change[0] == 0
+    assert change[1] > 1e-3
+    torch.testing.assert_close(after.surface[:, 0], before.surface[:, 0] + 1.0)
+
+
 def test_every_parameter_learns_once_the_outputs_are_not_zero():
-    network = _tiny(hourglass_blocks=2, encoder_blocks=2, norm="group", stem_width=8, zero_init_outputs=False)
-    network(*_inputs()).square().sum().backward()
+    choices = {"hourglass_blocks": 2, "encoder_blocks": 2, "norm": "group", "stem_width": 8, "most_width": 32}
+    network = _tiny(**choices, surface_outputs=True, zero_init_outputs=False)
+    output = network.predict(*_inputs())
+    (output.displacement_px.square().sum() + output.surface.square().sum()).backward()
     still = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert not still
 
@@ -198,6 +239,8 @@ def test_a_size_that_cannot_be_halved_is_refused(height, width):
         ({"width": 24, "norm": "group"}, "width must be a positive multiple of 16 with group norm"),
         ({"stem_width": 12, "norm": "group"}, "stem_width must be a positive multiple of 8 with group norm"),
         ({"stem_width": 0}, "stem_width must be"),
+        ({"most_width": 14}, "most_width must be a multiple of 2, at least width 16, got 14"),
+        ({"most_width": 24, "norm": "group"}, "most_width must be a multiple of 16"),
         ({"output_scale_px": 0.0}, "output_scale_px must be positive"),
         ({"output_scale_px": math.nan}, "output_scale_px must be positive"),
     ],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_modules.losses import CHARBONNIER_PX, displacement_loss, end_point_error_px
+from lightning_modules.losses import CHARBONNIER_PX, displacement_loss, end_point_error_px, surface_loss
 
 NORMS = ["l1", "l2", "charbonnier"]
 
@@ -121,3 +121,38 @@ def test_without_a_rendered_pixel_there_is_no_end_point_error():
     mask[1] = False
     errors = end_point_error_px(predicted, target, mask)
     assert errors.isnan().tolist() == [[False, False], [True, True], [False, False]]
+
+
+def _surfaces(batch=3, stacks=2, height=4, width=5):
+    predicted = torch.randn(batch, stacks, 4, height, width, dtype=torch.float64)
+    return predicted, torch.rand(batch, height, width) < 0.6, torch.rand(batch, 3, height, width, dtype=torch.float64)
+
+
+def test_the_surface_loss_is_cross_entropy_and_the_error_of_the_colours():
+    predicted, mask, colors = _surfaces()
+    loss = surface_loss(predicted, mask, colors)
+    for stack in range(2):
+        samples = []
+        for guess, shown, color in zip(predicted[:, stack].numpy(), mask.numpy(), colors.numpy(), strict=True):
+            chance = 1 / (1 + np.exp(-guess[0]))
+            entropy = -np.where(shown, np.log(chance), np.log(1 - chance)).mean()
+            samples.append(entropy + np.abs(guess[1:] - color).sum(axis=0)[shown].mean())
+        assert float(loss[stack]) == pytest.approx(np.mean(samples), rel=1e-9)
+
+
+def test_a_certain_and_right_surface_has_no_loss_whatever_the_background_holds():
+    predicted, mask, colors = _surfaces()
+    predicted[:, :, 0] = torch.where(mask, 100.0, -100.0)[:, None]
+    predicted[:, :, 1:] = colors[:, None]
+    colors = colors.where(mask[:, None], torch.nan)
+    predicted = predicted.requires_grad_()
+    loss = surface_loss(predicted, mask, colors)
+    torch.testing.assert_close(loss, torch.zeros_like(loss))
+    loss.sum().backward()
+    assert predicted.grad.isfinite().all()
+
+
+def test_a_sample_without_a_body_adds_its_cross_entropy_alone():
+    predicted, mask, colors = _surfaces(batch=1)
+    loss = surface_loss(predicted, torch.zeros_like(mask), colors)
+    torch.testing.assert_close(loss, predicted[:, :, 0].exp().log1p().mean(dim=(0, 2, 3)))

@@ -1,6 +1,7 @@
 """The LightningModule: what it makes of a batch, what it scores, where it stops, and that it scores the same in two."""
 
 import dataclasses
+import functools
 import math
 import warnings
 from pathlib import Path
@@ -25,9 +26,11 @@ from lightning_modules.evaluation import (
     score,
 )
 from lightning_modules.fitting_settings import FittingSettings
-from lightning_modules.losses import displacement_loss
+from lightning_modules.hourglass import DisplacementNetwork
+from lightning_modules.losses import displacement_loss, surface_loss
 from lightning_modules.metrics import evaluation_points, pose_errors
 from lightning_modules.preparation import BatchPreparation, BodySettings
+from renderers.maps import MAP_CHANNELS
 
 NOISE = NoiseScale()
 NO_NOISE = NoiseScale(0, 0, 0, 0, 0, 0, 0)
@@ -318,6 +321,38 @@ def test_the_loss_is_the_sum_over_stacks_of_equation_3():
     expected = displacement_loss(module(batch), batch.displacement_px, batch.mask, "l1")
     assert expected.shape == (2,)
     torch.testing.assert_close(module.training_step(batch, 0), expected.sum())
+
+
+def test_the_surface_loss_is_added_with_its_weight():
+    network = functools.partial(
+        DisplacementNetwork, width=16, stem_width=8, depth=2, feature_stride=2, encoder_blocks=1, norm="group"
+    )
+    module = tiny_module(network=network(stacks=2, surface_outputs=True), surface_weight=3.0)
+    module.log = module.log_dict = lambda *args, **keywords: None
+    batch = module.prepare(batch_of([0, 1]))
+    surface = module.network.predict(batch.images, batch.renderings).surface
+    mask, colors = module.prepare.true_surface(batch, CROP_PX // 2)
+    expected = displacement_loss(module(batch), batch.displacement_px, batch.mask, "l1").sum()
+    expected += 3.0 * surface_loss(surface, mask, colors).sum()
+    torch.testing.assert_close(module.training_step(batch, 0), expected)
+    for outputs, weight in ((True, 0.0), (False, 1.0)):
+        with pytest.raises(InputError, match="surface_weight must be positive if the network has surface_outputs"):
+            tiny_module(network=network(stacks=1, surface_outputs=outputs), surface_weight=weight)
+
+
+def test_the_true_surface_is_what_a_perfect_estimate_would_show():
+    prepare, batch = _prepared([0, 1], NO_NOISE)
+    mask, colors = prepare.true_surface(batch, CROP_PX)
+    # Rotations went through a projection to SO(3) once more: pixels at the outline may fall to the other side.
+    agree = mask == batch.mask
+    assert agree.float().mean() > 0.99
+    both = (mask & batch.mask)[:, None]
+    difference = (colors - batch.renderings[:, MAP_CHANNELS["colors"]]).where(both, 0.0)
+    assert difference.abs().median() < 1e-4
+    half, _ = prepare.true_surface(batch, CROP_PX // 2)
+    torch.testing.assert_close(half.float().mean(), mask.float().mean(), atol=0.05, rtol=0)
+    nobody = dataclasses.replace(batch, has_body=torch.tensor([True, False]))
+    assert prepare.true_surface(nobody, CROP_PX)[0].any(dim=(1, 2)).tolist() == [True, False]
 
 
 def test_a_loss_that_is_not_a_number_stops_with_the_names_of_its_rows(tmp_path):
