@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("\nsnugfit: interrupted\n")
         return EXIT_INTERRUPTED
     except ValueError as error:
-        from bodies.errors import InputError  # brings torch, which the verb has mostly loaded by now
+        from bodies.errors import InputError  # not at the top: `--help` needs nothing of ours
 
         if debug or not isinstance(error, InputError):
             raise

@@ -8,7 +8,7 @@ Source of names and shapes: the official files' keys as read by vchoutas/smplx `
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -22,6 +22,7 @@ from bodies.errors import InputError, one_line
 from bodies.joints import EXTRA9, H36M17, OPENPOSE25, SMPL24_PARENTS
 from bodies.keypoint_regressors import complete_keypoint_sets, read_regressors_beside, remedies
 from bodies.model_data import BodyModelData, TextureLayout
+from bodies.rest_joints import RestJoints
 from bodies.safe_pickle import load_pickle
 
 Gender = Literal["neutral", "male", "female"]
@@ -37,6 +38,12 @@ _REQUIRED: Final = ("v_template", "shapedirs", "weights", "kintree_table", "f")
 _OPTIONAL: Final = ("name", "posedirs", "vt", "ft")
 _KEYPOINT_ROWS: Final = {"openpose25": len(OPENPOSE25), "h36m17": len(H36M17), "extra9": len(EXTRA9)}
 _SPARSE_PARTS: Final = ("rows", "cols", "values", "shape")
+_SPARSE_NAMES: Final = {
+    name: (name, *(f"{name}_{part}" for part in _SPARSE_PARTS)) for name in ("J_regressor", *_KEYPOINT_ROWS)
+}
+#: What a whole body is made of, and what its joints alone are.
+_BODY_ARRAYS: Final = {*_REQUIRED, *_OPTIONAL, *(part for names in _SPARSE_NAMES.values() for part in names)}
+_JOINT_ARRAYS: Final = {"name", "v_template", "shapedirs", "kintree_table", *_SPARSE_NAMES["J_regressor"]}
 #: What the file stores for the parent of the root, as an unsigned 32-bit number.
 _NO_PARENT: Final = 2**32 - 1
 #: How far the skinning weights of a vertex may sum from one: what storing them in half precision costs.
@@ -57,12 +64,29 @@ def load_body_model(name_or_path: str | Path, gender: Gender | None = None, num_
     Raises:
         InputError: If there is no such model or its file is damaged.
     """
-    if str(name_or_path) in STAND_INS:
-        file = STAND_INS[str(name_or_path)]
-        assert file.is_file(), f"{file} belongs to this package and is missing"
-    else:
-        file = find_body_model(Path(name_or_path).expanduser(), gender)
-    return BodyModel(read_body_model(file, num_betas))
+    return BodyModel(read_body_model(_named_file(name_or_path, gender), num_betas))
+
+
+def load_rest_joints(name_or_path: str | Path, gender: Gender | None = None, num_betas: int = 10) -> RestJoints:
+    """Loads the joints of a body without its surface; of an .npz nothing else is unpacked.
+
+    Args:
+        name_or_path: As for `load_body_model`.
+        gender: As for `load_body_model`.
+        num_betas: As for `load_body_model`.
+
+    Raises:
+        InputError: If there is no such model, or what is read of its file is damaged.
+    """
+    return read_rest_joints(_named_file(name_or_path, gender), num_betas)
+
+
+def _named_file(name_or_path: str | Path, gender: Gender | None) -> Path:
+    if str(name_or_path) not in STAND_INS:
+        return find_body_model(Path(name_or_path).expanduser(), gender)
+    file = STAND_INS[str(name_or_path)]
+    assert file.is_file(), f"{file} belongs to this package and is missing"
+    return file
 
 
 def find_body_model(path: Path, gender: Gender | None = None) -> Path:
@@ -115,13 +139,7 @@ def read_body_model(path: Path, num_betas: int = 10) -> BodyModelData:
         InputError: If the file is missing, damaged, or not SMPL's layout.
         ValueError: If `num_betas` is not positive.
     """
-    if num_betas < 1:
-        raise ValueError(f"a body needs at least one shape coefficient, got num_betas={num_betas}")
-    if not path.is_file():
-        raise _missing(path, None)
-    arrays = _read_arrays(path)
-    if missing := [key for key in _REQUIRED if key not in arrays]:
-        raise InputError(f"{path}: not a body model in SMPL's layout, it lacks {', '.join(missing)}")
+    arrays = _read_arrays(path, _BODY_ARRAYS, num_betas)
     parents = _parents(arrays, path)
     template = _numbers(arrays, "v_template", (None, 3), path)
     vertices = len(template)
@@ -150,26 +168,54 @@ def read_body_model(path: Path, num_betas: int = 10) -> BodyModelData:
     )
 
 
-def _read_arrays(path: Path) -> Mapping[str, Any]:
+def read_rest_joints(path: Path, num_betas: int = 10) -> RestJoints:
+    """Reads and checks of a model file what its joints depend on.
+
+    Args:
+        path: As for `read_body_model`.
+        num_betas: As for `read_body_model`.
+
+    Raises:
+        InputError: If the file is missing, not SMPL's layout, or what is read of it is damaged.
+        ValueError: If `num_betas` is not positive.
+    """
+    arrays = _read_arrays(path, _JOINT_ARRAYS, num_betas)
+    parents = _parents(arrays, path)
+    template = _checked(arrays, "v_template", (None, 3), "fiu", path)
+    directions = _checked(arrays, "shapedirs", (len(template), 3, None), "fiu", path)[..., :num_betas]
+    regressor = _sparse(arrays, "J_regressor", (len(parents), len(template)), path)
+    name = str(arrays.get("name", path.name))
+    # Rounded as a body model's arrays are, so that the joints are the same.
+    template, directions = template.astype(np.float32), directions.astype(np.float32)
+    return RestJoints.regressed(name, regressor, template, directions, tuple(parents.tolist()))
+
+
+def _read_arrays(path: Path, wanted: Collection[str], num_betas: int) -> Mapping[str, Any]:
+    """Those of the wanted arrays that the file has, of a .pkl all; any body model has those of `_REQUIRED`."""
+    if num_betas < 1:
+        raise ValueError(f"a body needs at least one shape coefficient, got num_betas={num_betas}")
+    if not path.is_file():
+        raise _missing(path, None)
     match path.suffix.lower():
         case ".pkl":
             content = load_pickle(path)
             if not isinstance(content, dict):
                 raise InputError(f"{path}: not a body model, it holds a {type(content).__name__} in place of a dict")
-            return content
+            names, arrays = list(content), content
         case ".npz":
-            return _read_npz(path)
+            names, arrays = _read_npz(path, wanted)
         case suffix:
             raise InputError(f"{path}: a body model is a .pkl or .npz file, not {suffix or 'one without suffix'}")
+    if missing := [key for key in _REQUIRED if key not in names]:
+        raise InputError(f"{path}: not a body model in SMPL's layout, it lacks {', '.join(missing)}")
+    return arrays
 
 
-def _read_npz(path: Path) -> Mapping[str, Any]:
-    regressors = ("J_regressor", *_KEYPOINT_ROWS)
-    parts = [f"{name}_{part}" for name in regressors for part in _SPARSE_PARTS]
-    wanted = {*_REQUIRED, *_OPTIONAL, *regressors, *parts}
+def _read_npz(path: Path, wanted: Collection[str]) -> tuple[list[str], dict[str, Any]]:
+    """Names of all arrays, and the wanted ones."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files if key in wanted}
+            return list(archive.files), {key: archive[key] for key in archive.files if key in wanted}
     except Exception as error:  # numpy lets through what zipfile, zlib and Python's tokenizer raise
         raise InputError(f"{path}: not a whole .npz file of plain arrays ({one_line(error)})") from error
 

@@ -1,42 +1,30 @@
-"""How much of a conversion is work on images, in CPU time: other programs on the machine change that little."""
+"""How much of a conversion is work on images, in CPU time: other programs on the machine change that little.
 
-import os
+The parts are timed where they happen, so that a share is one of one run: the speed of a processor that others use too
+changes from run to run by more than what is to be seen.
+"""
+
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final, Literal, assert_never, get_args
+from typing import Any, Final, Literal, assert_never, get_args
+from unittest.mock import patch
 
 import cv2
-import h5py
-import numpy as np
 
 from bodies import load_body_model
-from commands._conversion_cases import (
-    CLIP_FRAMES,
-    H36M_EVERY,
-    H36M_SUBJECTS,
-    write_h36m,
-    write_surreal,
-    write_threedpw,
-)
-from datamodules.convert.h36m import convert_h36m
-from datamodules.convert.h36m_cameras import find_cameras
-from datamodules.convert.h36m_images import Lens, video_jpegs
-from datamodules.convert.run import RunOptions, Summary
-from datamodules.convert.surreal import convert_surreal, mirrored_jpegs
-from datamodules.convert.threedpw import convert_threedpw
-from datamodules.crops import decode_jpeg
+from commands._conversion_cases import write_h36m, write_surreal, write_threedpw
+from datamodules import spool, store_writer
+from datamodules.convert import h36m, h36m_images, surreal, threedpw
+from datamodules.convert.summary import RunOptions, Summary
 from datamodules.opencv_threads import one_opencv_thread
-from datamodules.spool import Spool
-from datamodules.store_file import checksum
-from datamodules.store_layout import JPEG_BYTES
-from datamodules.store_writing import copy_from_spool
 
 Source = Literal["3dpw", "surreal", "h36m"]
 SOURCES: Final[tuple[Source, ...]] = get_args(Source)
@@ -46,11 +34,29 @@ IMAGES: Final[dict[Source, str]] = {
     "surreal": "320 x 240 video, mirrored",
     "h36m": "1000 x 1002 video, every 5th frame, undistorted",
 }
+Part = Literal["total", "coding", "warping", "storing", "models"]
+_IMAGE_PARTS: Final[tuple[Part, ...]] = ("coding", "warping", "storing")
+#: What is done to the bytes of images, whatever they are: checksum, into the spool, into the file.
+_STORING: Final[tuple[tuple[Part, Any, str], ...]] = (
+    ("storing", store_writer, "checksum"),
+    ("storing", spool.Spool, "extend"),
+    ("storing", spool, "_copy_bytes"),
+)
+#: Where each source decodes and encodes its images or reads their files, undoes distortion, and reads body models.
+_TIMED: Final[dict[Source, tuple[tuple[Part, Any, str], ...]]] = {
+    "3dpw": (("coding", Path, "read_bytes"), ("models", threedpw, "load_gendered")),
+    "surreal": (("coding", surreal, "mirrored_jpegs"), ("models", surreal, "load_gendered")),
+    "h36m": (
+        ("coding", h36m_images, "video_jpegs"),
+        ("warping", h36m_images.Lens, "undistorted"),
+        ("models", h36m, "load_body_model"),
+    ),
+}
 
 
 @dataclass(frozen=True)
 class ConversionSpeed:
-    """CPU seconds of all threads; the parts are timed by themselves, in the same process."""
+    """CPU seconds of all threads; the parts are those of one run, the one whose share of images is in the middle."""
 
     source: Source
     """Which data set's format."""
@@ -63,13 +69,18 @@ class ConversionSpeed:
     warping_s: float
     """Taking distortion out of them."""
     storing_s: float
-    """Checksums of their bytes, and writing these to the spool and to the file."""
+    """Checksums of their bytes, and putting these into the spool and the file; without waiting for the disk."""
     models_s: float
     """Reading the body models: once, however long the conversion."""
     again_s: float
     """The conversion again, when its output is complete."""
     command_s: float
-    """The same as a command of its own: nearly all of it is importing libraries."""
+    """The same as a command of its own, from the start of Python to its end."""
+
+    @property
+    def coding_share(self) -> float:
+        """Part of the conversion that is decoding, undistorting and encoding, or reading image files."""
+        return (self.coding_s + self.warping_s) / self.total_s
 
     @property
     def image_share(self) -> float:
@@ -83,12 +94,12 @@ class ConversionSpeed:
 
 
 def measure_conversion(source: Source, frames: int, repeats: int, body: str = "standin") -> ConversionSpeed:
-    """Writes a small data set into a temporary folder, converts it, and does the work on images alone.
+    """Writes a small data set into a temporary folder, converts it, and times the parts of that.
 
     Args:
         source: In which format.
         frames: How many images.
-        repeats: How often each part is timed; the parts take turns, and the fastest counts.
+        repeats: How often it is converted; the run in the middle counts.
         body: Body model.
     """
     threads = cv2.getNumThreads()
@@ -97,25 +108,23 @@ def measure_conversion(source: Source, frames: int, repeats: int, body: str = "s
         with TemporaryDirectory() as name:
             root, out = Path(name) / "source", Path(name) / "out.h5"
             _write(source, root, body, frames)
-            convert = partial(_convert, source, root, out, body)
-            images = _coding(source, root)
-            jpegs = images()
-            parts = (
-                convert,
-                images,
-                _warping(source, root, jpegs),
-                partial(_store, jpegs, out),
-                partial(_models, source, body),
-            )
-            total_s, coding_s, warping_s, storing_s, models_s = _fastest(parts, repeats)
+            run = _median_run(partial(_convert, source, root, out, body), source, repeats)
             again = partial(_convert, source, root, out, body, overwrite=False)
-            (again_s,) = _fastest((again,), repeats)
+            again_s = _fastest(again, repeats)
             command_s, rows = _complete_command(source, root, out, body), again().rows
     finally:
         cv2.setNumThreads(threads)
-    # Coding undoes distortion too.
-    parts_s = (total_s, coding_s - warping_s, warping_s, storing_s, models_s, again_s, command_s)
-    return ConversionSpeed(source, rows, *parts_s)
+    return ConversionSpeed(
+        source,
+        rows,
+        total_s=run["total"],
+        coding_s=run["coding"],
+        warping_s=run["warping"],
+        storing_s=run["storing"],
+        models_s=run["models"],
+        again_s=again_s,
+        command_s=command_s,
+    )
 
 
 def _write(source: Source, root: Path, body: str, frames: int) -> None:
@@ -135,90 +144,65 @@ def _convert(source: Source, root: Path, out: Path, body: str, overwrite: bool =
     options = RunOptions(workers=1, overwrite=overwrite, quiet=True)
     match source:
         case "3dpw":
-            return convert_threedpw(root, out, "train", Path(body), options=options)
+            return threedpw.convert_threedpw(root, out, "train", Path(body), options=options)
         case "surreal":
-            return convert_surreal(root, out, "train", Path(body), options=options)
+            return surreal.convert_surreal(root, out, "train", Path(body), options=options)
         case "h36m":
-            return convert_h36m(root, out, "train", Path(body), options=options)
+            return h36m.convert_h36m(root, out, "train", Path(body), options=options)
         case _:
             assert_never(source)
 
 
-def _coding(source: Source, root: Path) -> Callable[[], list[bytes]]:
-    """What makes the JPEGs that are stored, and nothing else."""
-    match source:
-        case "3dpw":
-            return lambda: [path.read_bytes() for path in sorted(root.glob("imageFiles/*/*.jpg"))]
-        case "surreal":
-            videos = sorted(root.rglob("*.mp4"))
-            wanted = set(range(CLIP_FRAMES))
-            return lambda: [jpeg for video in videos for jpeg in mirrored_jpegs(video, wanted)[0].values()]
-        case "h36m":
-            recordings = [(video, _lens(root, video)) for video in sorted(root.glob("S*/Videos/*.mp4"))]
-            count = _num_frames(recordings[0][0])
-            wanted = set(range(0, count, H36M_EVERY))
-            return lambda: [jpeg for video, lens in recordings for jpeg in video_jpegs(video, wanted, lens)[0].values()]
-        case _:
-            assert_never(source)
+class _Clocks:
+    """CPU seconds of calls during a conversion, by part; those of a part within another count for the inner one."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[Part, float] = dict.fromkeys(get_args(Part), 0.0)
+        self._inner: list[float] = []
+
+    def timed(self, part: Part, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, with a clock."""
+
+        @wraps(function)
+        def run(*args: Any, **named: Any) -> Any:
+            self._inner.append(0.0)
+            began = time.process_time()
+            try:
+                return function(*args, **named)
+            finally:
+                took = time.process_time() - began
+                self.seconds[part] += took - self._inner.pop()
+                if self._inner:
+                    self._inner[-1] += took
+
+        return run
 
 
-def _lens(root: Path, video: Path) -> Lens:
-    cameras, _ = find_cameras((root,), H36M_SUBJECTS)
-    return Lens(cameras[int(video.parents[1].name[1:]), video.stem.rpartition(".")[2]])
+def _one_run(convert: Callable[[], object], source: Source) -> dict[Part, float]:
+    """CPU seconds of a conversion and of the parts of it."""
+    clocks = _Clocks()
+    with ExitStack() as patches:
+        for part, owner, name in (*_STORING, *_TIMED[source]):
+            patches.enter_context(patch.object(owner, name, clocks.timed(part, getattr(owner, name))))
+        clocks.timed("total", convert)()
+    clocks.seconds["total"] = sum(clocks.seconds.values())
+    return clocks.seconds
 
 
-def _num_frames(video: Path) -> int:
-    capture = cv2.VideoCapture(str(video))
-    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    capture.release()
-    return count
+def _median_run(convert: Callable[[], object], source: Source, repeats: int) -> dict[Part, float]:
+    """The run whose share of work on images is in the middle, after one that warms caches up."""
+    runs = [_one_run(convert, source) for _ in range(1 + repeats)][1:]
+    return sorted(runs, key=lambda run: sum(run[part] for part in _IMAGE_PARTS) / run["total"])[len(runs) // 2]
 
 
-def _warping(source: Source, root: Path, jpegs: Sequence[bytes]) -> Callable[[], None]:
-    """Undistorts as many images as there are; does nothing where none is distorted."""
-    if source != "h36m":
-        return lambda: None
-    pixels, lens = decode_jpeg(jpegs[0]), _lens(root, min(root.glob("S*/Videos/*.mp4")))
-    assert pixels is not None
-
-    def undistort() -> None:
-        for _ in jpegs:
-            lens.undistorted(np.asarray(pixels))
-
-    return undistort
-
-
-def _store(jpegs: Sequence[bytes], out: Path) -> None:
-    """The way of the bytes through the writer."""
-    target = out.with_name("bytes.h5")
-    spool = Spool(target, {}, (JPEG_BYTES,), resume=False)
-    for jpeg in jpegs:
-        checksum(jpeg)
-        spool.append(JPEG_BYTES, jpeg)
-    spool.flush()
-    temporary = spool.path_for_result
-    with h5py.File(temporary, "w") as file:
-        copy_from_spool(spool, file, JPEG_BYTES, "|u1", ())
-    with temporary.open("rb") as written:
-        os.fsync(written.fileno())
-    temporary.replace(target)
-    spool.remove()
-
-
-def _models(source: Source, body: str) -> None:
-    for _ in range(1 if source == "h36m" else 2):  # the neutral one, or both genders
-        load_body_model(body)
-
-
-def _fastest(parts: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """CPU seconds of each part. A round before the clock warms caches up."""
+def _fastest(part: Callable[[], object], repeats: int) -> float:
+    """CPU seconds. A round before the clock warms caches up."""
     times = []
     for _ in range(1 + repeats):
-        for part in parts:
-            began = time.process_time()
-            part()
-            times.append(time.process_time() - began)
-    return [min(times[len(parts) + number :: len(parts)]) for number in range(len(parts))]
+        began = time.process_time()
+        part()
+        times.append(time.process_time() - began)
+    return min(times[1:])
 
 
 def _complete_command(source: Source, root: Path, out: Path, body: str) -> float:

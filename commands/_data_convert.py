@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, assert_never
+from typing import Literal, NamedTuple, assert_never
 
 from rich.console import Console
 
 from bodies.errors import InputError
-from datamodules.convert.h36m import EVERY, H36MChoices, Views, convert_h36m
-from datamodules.convert.rich import ModelFiles, convert_rich
-from datamodules.convert.run import RunOptions, summary_table
-from datamodules.convert.surreal import convert_surreal
-from datamodules.convert.threedpw import convert_threedpw
+from datamodules.convert.complete import finished
+from datamodules.convert.summary import RunOptions, Split, Summary, summary_table
 
 Dataset = Literal["h36m", "3dpw", "surreal", "rich"]
+Views = Literal["protocol", "frontal", "all"]
 
 
 def convert(
@@ -21,7 +19,7 @@ def convert(
     source: Path,
     *,
     out: Path,
-    split: Literal["train", "validation", "test"],
+    split: Split,
     body: Path,
     every: int | None = None,
     smplx: Path | None = None,
@@ -77,20 +75,53 @@ def convert(
     }
     _refuse_foreign(dataset, {"h36m": h36m, "rich": {"--smplx": smplx, "--transfer": transfer}})
     options = RunOptions(workers, dry_run, overwrite)
-    stride = 1 if every is None else every
+    summary = finished(out, dataset, split, options)
+    if summary is None:
+        choices = _Choices(body, every, smplx, transfer, views, smpl, joints_only, undistort)
+        summary = _converted(dataset, source, out, split, choices, options)
+    Console().print(summary_table(summary))
+
+
+class _Choices(NamedTuple):
+    """What `convert` was asked for, besides source and output."""
+
+    body: Path
+    every: int | None
+    smplx: Path | None
+    transfer: Path | None
+    views: Views
+    smpl: Path | None
+    joints_only: bool
+    undistort: bool
+
+
+def _converted(
+    dataset: Dataset, source: Path, out: Path, split: Split, choices: _Choices, options: RunOptions
+) -> Summary:
+    """Converts; a converter is imported when it is called, for it brings torch."""
+    stride = 1 if choices.every is None else choices.every
     match dataset:
         case "3dpw":
-            summary = convert_threedpw(source, out, split, body, stride, options)
+            from datamodules.convert.threedpw import convert_threedpw
+
+            return convert_threedpw(source, out, split, choices.body, stride, options)
         case "surreal":
-            summary = convert_surreal(source, out, split, body, stride, options)
+            from datamodules.convert.surreal import convert_surreal
+
+            return convert_surreal(source, out, split, choices.body, stride, options)
         case "rich":
-            summary = convert_rich(source, out, split, ModelFiles(body, smplx, transfer), stride, options)
+            from datamodules.convert.rich import ModelFiles, convert_rich
+
+            models = ModelFiles(choices.body, choices.smplx, choices.transfer)
+            return convert_rich(source, out, split, models, stride, options)
         case "h36m":
-            choices = H36MChoices(EVERY if every is None else every, views, smpl, joints_only, undistort)
-            summary = convert_h36m(source, out, split, body, choices, options)
+            from datamodules.convert.h36m import EVERY, H36MChoices, convert_h36m
+
+            every = EVERY if choices.every is None else choices.every
+            of_h36m = H36MChoices(every, choices.views, choices.smpl, choices.joints_only, choices.undistort)
+            return convert_h36m(source, out, split, choices.body, of_h36m, options)
         case _:
             assert_never(dataset)
-    Console().print(summary_table(summary))
 
 
 def _refuse_foreign(dataset: Dataset, given: Mapping[Dataset, Mapping[str, object]]) -> None:

@@ -1,20 +1,20 @@
 """`snugfit data import`: another regressor's results as initial estimates."""
 
 from pathlib import Path
-from typing import Literal, assert_never
+from typing import TYPE_CHECKING, Literal, assert_never
 
 from rich.console import Console
 from rich.table import Table
 
-from bodies import BodyModel, InputError, load_body_model
+from bodies.errors import InputError
 from commands._left_over import LeftOver, print_left_over, write_left_over
-from datamodules.convert.generic import read_generic
-from datamodules.convert.hmr_plus import read_hmr_plus
-from datamodules.convert.importing import ImportReport, import_predictions, is_complete
-from datamodules.convert.pare import read_pare
-from datamodules.convert.predictions import FocalChoice, Predictions
-from datamodules.convert.prohmr import read_prohmr
-from datamodules.store import FrameStore
+from datamodules.convert.complete import is_imported
+
+if TYPE_CHECKING:  # with torch behind them, they are imported where there is something to do
+    from bodies import BodyModel
+    from datamodules.convert.importing import ImportReport
+    from datamodules.convert.predictions import FocalChoice, Predictions
+    from datamodules.store import FrameStore
 
 Regressor = Literal["pare", "prohmr", "hmr-plus", "npz"]
 
@@ -57,11 +57,14 @@ def import_(
     Raises:
         InputError: If a file cannot be used, nothing matches, or the results are absurd; names the file and the cause.
     """
-    console, store, label = Console(), FrameStore(frames), name or regressor
-    if not overwrite and not dry_run and is_complete(out, store, label):
+    console, label = Console(), name or regressor
+    if not overwrite and not dry_run and is_imported(out, frames, label):
         console.print(f"{out} is complete already (overwrite to write it anew)", soft_wrap=True)
         return
-    choice = _focal_choice(focal)
+    from datamodules.convert.importing import import_predictions
+    from datamodules.store import FrameStore
+
+    choice, store = _focal_choice(focal), FrameStore(frames)
     predictions = _read(regressor, source, store, boxes, sequence, first_frame)
     model = _body(store, body, console)
     report = import_predictions(source, predictions, store, out, label, body=model, focal=choice, dry_run=dry_run)
@@ -72,7 +75,7 @@ def import_(
     console.print(f"would write {out}" if dry_run else f"wrote {out}", soft_wrap=True)
 
 
-def _focal_choice(focal: str) -> FocalChoice:
+def _focal_choice(focal: str) -> "FocalChoice":
     match focal:
         case "frames" | "diagonal":
             return focal
@@ -84,24 +87,34 @@ def _focal_choice(focal: str) -> FocalChoice:
 
 
 def _read(
-    regressor: Regressor, source: Path, store: FrameStore, boxes: Path | None, sequence: str | None, first_frame: int
-) -> Predictions:
+    regressor: Regressor, source: Path, store: "FrameStore", boxes: Path | None, sequence: str | None, first_frame: int
+) -> "Predictions":
     if not source.exists():
         raise InputError(f"{source}: there is no such file or folder")
     match regressor:
         case "pare":
+            from datamodules.convert.pare import read_pare
+
             return read_pare(source, store, boxes=boxes, sequence=sequence, first_frame=first_frame)
         case "prohmr":
+            from datamodules.convert.prohmr import read_prohmr
+
             return read_prohmr(source)
         case "hmr-plus":
+            from datamodules.convert.hmr_plus import read_hmr_plus
+
             return read_hmr_plus(source)
         case "npz":
+            from datamodules.convert.generic import read_generic
+
             return read_generic(source)
         case _:
             assert_never(regressor)
 
 
-def _body(store: FrameStore, body: str | None, console: Console) -> BodyModel:
+def _body(store: "FrameStore", body: str | None, console: Console) -> "BodyModel":
+    from bodies import load_body_model
+
     if body is not None:
         return load_body_model(body)
     try:
@@ -112,7 +125,7 @@ def _body(store: FrameStore, body: str | None, console: Console) -> BodyModel:
         return load_body_model(_STAND_IN)
 
 
-def _table(report: ImportReport, store: FrameStore) -> Table:
+def _table(report: "ImportReport", store: "FrameStore") -> Table:
     agreement = report.agreement
     table = Table("", "", show_header=False)
     table.add_row("rows", f"{report.rows} of {len(store)}, {report.samples} sample(s) each")
@@ -127,7 +140,7 @@ def _table(report: ImportReport, store: FrameStore) -> Table:
     return table
 
 
-def _left_over(report: ImportReport) -> LeftOver:
+def _left_over(report: "ImportReport") -> LeftOver:
     return (
         ("rows without a prediction", report.unmatched_rows),
         ("predictions without a row", report.unmatched_predictions),

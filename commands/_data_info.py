@@ -45,9 +45,11 @@ def estimates_table(store: EstimateStore, frames: FrameStore) -> Table:
 
 
 def _counts(store: FrameStore) -> dict[str, str]:
+    bodiless = int((~store.has_body).sum())
     genders = Counter(GENDERS[code] for code in store.column("gender").tolist())
     return {
         "rows": f"{len(store)}" + (f", {len(store.skipped)} bad rows left out" if store.skipped else ""),
+        **({"rows without a true body": f"{bodiless}, with measured joints alone"} if bodiless else {}),
         "images": str(len(np.unique(store.column("image")))),
         "subjects": str(len(np.unique(store.column("subject")))),
         "sequences": str(len(np.unique(store.column("sequence")))),

@@ -1,19 +1,18 @@
 """`snugfit data keypoints`: detections of OpenPose or DensePose for the rows of a frames file."""
 
 from pathlib import Path
-from typing import Final, Literal, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 from rich.console import Console
 from rich.table import Table
 
-from bodies import InputError
+from bodies.errors import InputError
 from commands._left_over import LeftOver, print_left_over, write_left_over
-from datamodules.convert.densepose import add_densepose
-from datamodules.convert.detections import Bodies, DetectionReport, load_true_bodies
-from datamodules.convert.openpose_folder import add_openpose
-from datamodules.store import FrameStore
+from datamodules.convert.complete import Detector, refuse_detected
 
-Detector = Literal["openpose", "densepose"]
+if TYPE_CHECKING:  # with torch behind them, they are imported where there is something to do
+    from datamodules.convert.detections import Bodies, DetectionReport
+    from datamodules.store import FrameStore
 
 _STAND_IN: Final = "standin"
 
@@ -56,16 +55,25 @@ def keypoints(
     Raises:
         InputError: If a file cannot be used, nobody is where they were found, or the file has detections already.
     """
-    console, store = Console(), FrameStore(frames)
     if not source.exists():
         raise InputError(f"{source}: there is no such file or folder")
+    if not overwrite and not dry_run:
+        refuse_detected(frames, detector)
+    from datamodules.store import FrameStore
+
+    console, store = Console(), FrameStore(frames)
     match detector:
         case "openpose":
+            from datamodules.convert.openpose_folder import add_openpose
+
             bodies = _bodies_of_joints(store, body, console)
             report = add_openpose(
                 source, store, bodies, mirrored=mirrored, workers=workers, overwrite=overwrite, dry_run=dry_run
             )
         case "densepose":
+            from datamodules.convert.densepose import add_densepose
+            from datamodules.convert.detections import load_true_bodies
+
             report = add_densepose(
                 source,
                 store,
@@ -95,7 +103,9 @@ def _needed(charts: Path | None, mirrored: bool) -> Path:
     return charts
 
 
-def _bodies_of_joints(store: FrameStore, body: str | None, console: Console) -> Bodies:
+def _bodies_of_joints(store: "FrameStore", body: str | None, console: Console) -> "Bodies":
+    from datamodules.convert.detections import load_true_bodies
+
     try:
         return load_true_bodies(store, body)
     except InputError:
@@ -106,7 +116,7 @@ def _bodies_of_joints(store: FrameStore, body: str | None, console: Console) -> 
         return load_true_bodies(store, _STAND_IN)
 
 
-def _table(report: DetectionReport, store: FrameStore) -> Table:
+def _table(report: "DetectionReport", store: "FrameStore") -> Table:
     table = Table("", "", show_header=False)
     table.add_row("rows", f"{report.rows} of {len(store)}")
     distance = f"{report.distance_px:.1f} px, {report.distance:.3f} of the box (median)"
@@ -117,7 +127,7 @@ def _table(report: DetectionReport, store: FrameStore) -> Table:
     return table
 
 
-def _left_over(report: DetectionReport) -> LeftOver:
+def _left_over(report: "DetectionReport") -> LeftOver:
     return (
         ("rows without a detection", report.unmatched_rows),
         ("detections without a row", report.unmatched_detections),

@@ -7,17 +7,12 @@ from rich.console import Console
 
 from bodies.errors import InputError
 from commands._data_convert import convert
-from commands._data_errors import print_errors
 from commands._data_import import import_
-from commands._data_info import estimates_table, info_table
 from commands._data_keypoints import keypoints
-from commands._data_sheet import draw_sheet, write_png
 from commands._data_texture import texture
-from datamodules.store import EstimateStore, FrameStore
 from datamodules.store_file import file_header
-from datamodules.synthetic import synthesize as make_synthetic_set
-from datamodules.synthetic_frames import SyntheticSettings
 
+# Each command imports what brings torch when there is something to do: to find an output complete takes no second.
 __all__ = ["convert", "import_", "info", "keypoints", "show", "synthesize", "texture"]
 
 
@@ -55,6 +50,9 @@ def synthesize(
         texture_px: Side of the stored textures of a body with UV coordinates.
         workers: Processes to use; by default one per core.
     """
+    from datamodules.synthetic import synthesize as make_synthetic_set
+    from datamodules.synthetic_frames import SyntheticSettings
+
     settings = SyntheticSettings(
         frames, subjects, split, seed, body, image_size, amass, textures, backgrounds, texture_px
     )
@@ -79,6 +77,9 @@ def show(file: Path, *, out: Path, count: int = 12, columns: int = 3, body: str 
         raise InputError(f"count {count}, columns {columns}: at least one frame in at least one column")
     if out.suffix.lower() != ".png":
         raise InputError(f"{out}: the picture is written as .png")
+    from commands._data_sheet import draw_sheet, write_png
+    from datamodules.store import FrameStore
+
     write_png(out, draw_sheet(FrameStore(file), count, columns, body))
     Console().print(f"wrote {out}", soft_wrap=True)
 
@@ -120,6 +121,9 @@ def info(
             raise InputError(f"{file}: its frames file {beside.name} is not beside it; give --frames")
     elif frames is not None:
         raise InputError(f"{file}: --frames is for estimates files, this is a frames file itself")
+    from commands._data_info import estimates_table, info_table
+    from datamodules.store import EstimateStore, FrameStore
+
     store = FrameStore(file if kind == "frames" else frames or beside, skip_bad_rows)
     stores = [EstimateStore(path, store, skip_bad_rows) for path in paths]
     if kind == "frames":
@@ -127,4 +131,6 @@ def info(
     for one in stores:
         console.print(estimates_table(one, store))
     if stores:
+        from commands._data_errors import print_errors
+
         print_errors(console, store, stores, body, measured)

@@ -135,8 +135,8 @@ class MixtureDataModule(lightning.LightningDataModule):
         """Opens and checks the files of a stage.
 
         Raises:
-            InputError: If a file is missing or bad, a body model cannot be loaded, or a training data set that has a
-                probability has no usable rows, or rows without a true body.
+            InputError: If a file is missing or bad, a body model cannot be loaded, a data set of validation or test has
+                no usable rows, or one of training that has a probability has none, or rows without a true body.
         """
         opened = {split: open_sources(self._sources[split]) for split in _SPLITS_OF_STAGE[stage]}
         check_trainable(opened.get("train", ()))
@@ -158,6 +158,8 @@ class MixtureDataModule(lightning.LightningDataModule):
             self.readers[split] = tuple(
                 SampleReader(number, source, form, augmentation) for number, source in enumerate(sources, first)
             )
+            if not training:
+                _check_rows(self.readers[split], split)
             if sources and (self.trainer is None or self.trainer.is_global_zero):
                 _check_bodies(sources, self.body.name)
                 rank_zero_info(self._describe(split, sources))
@@ -304,6 +306,16 @@ class _ResumableLoader(DataLoader[BodySample]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to load."""
+
+
+def _check_rows(readers: Sequence[SampleReader], split: Split) -> None:
+    """A data set of which nothing is left would be missing from the results without a word."""
+    for reader in readers:
+        if not len(reader):
+            frames = reader.frames
+            raise InputError(
+                f"{frames.path}: none of its {len(frames)} rows can be used for {split}: {'; '.join(reader.notes())}"
+            )
 
 
 def _check_bodies(sources: Sequence[OpenedSource], body_name: str) -> None:

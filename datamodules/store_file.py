@@ -19,7 +19,18 @@ from jaxtyping import Shaped
 from numpy import ndarray
 
 from bodies.errors import InputError
-from datamodules.store_layout import LAYOUT_VERSION, Column, FileKind
+from datamodules.store_layout import (
+    ESTIMATE_ATTRIBUTES,
+    FRAME_ATTRIBUTES,
+    FRAME_BYTES,
+    FRAME_COLUMNS,
+    FRAME_TEXTS,
+    LAYOUT_VERSION,
+    VALID_COLUMN,
+    Column,
+    FileKind,
+    estimate_columns,
+)
 
 #: Numbers are checked in blocks of about this many bytes.
 BLOCK_BYTES: Final = 16 << 20
@@ -185,6 +196,28 @@ class ColumnFile:
             first, count = counts.setdefault(table, (name, extent.shape[0]))
             if extent.shape[0] != count:
                 raise InputError(f"{self.path}: {name} has {extent.shape[0]} rows, but {first} has {count}")
+
+
+def frames_file(path: Path) -> ColumnFile:
+    """A frames file that has everything in its place; its values are checked by `FrameStore`.
+
+    Raises:
+        InputError: As `ColumnFile` says.
+    """
+    return ColumnFile(path, "frames", FRAME_ATTRIBUTES, lambda _: FRAME_COLUMNS, FRAME_TEXTS, FRAME_BYTES)
+
+
+def estimates_file(path: Path) -> ColumnFile:
+    """An estimates file that has everything in its place; its values are checked by `EstimateStore`.
+
+    Raises:
+        InputError: As `ColumnFile` says.
+    """
+
+    def columns_of(attributes: dict[str, Any]) -> tuple[Column, ...]:
+        return (VALID_COLUMN, *estimate_columns(int(attributes["samples"])))
+
+    return ColumnFile(path, "estimates", ESTIMATE_ATTRIBUTES, columns_of, ())
 
 
 def file_header(path: Path) -> tuple[FileKind, dict[str, Any]]:

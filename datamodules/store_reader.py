@@ -31,19 +31,14 @@ from datamodules.store_checks import (
     good_rows,
     skip_or_refuse,
 )
-from datamodules.store_file import ColumnFile, checksum
+from datamodules.store_file import ColumnFile, checksum, estimates_file, frames_file
 from datamodules.store_layout import (
-    ESTIMATE_ATTRIBUTES,
     FRAME_ATTRIBUTES,
-    FRAME_BYTES,
-    FRAME_COLUMNS,
-    FRAME_TEXTS,
     GENDERS,
     JPEG_BYTES,
     SURFACE_COLUMNS,
     TEXTURE_RGBA,
     VALID_COLUMN,
-    estimate_columns,
 )
 from datamodules.store_records import (
     StoredEstimate,
@@ -71,9 +66,7 @@ class FrameStore:
 
     def __init__(self, path: Path | str, skip_bad_rows: bool = False) -> None:
         self.path = Path(path)
-        self._file = ColumnFile(
-            self.path, "frames", FRAME_ATTRIBUTES, lambda _: FRAME_COLUMNS, FRAME_TEXTS, FRAME_BYTES
-        )
+        self._file = frames_file(self.path)
         self.dataset, self.split, self.body_model, self.fingerprint = (
             str(self._file.attributes[name]) for name in FRAME_ATTRIBUTES
         )
@@ -272,13 +265,7 @@ class EstimateStore:
 
     def __init__(self, path: Path | str, frames: FrameStore, skip_bad_rows: bool = False) -> None:
         self.path = Path(path)
-        self._file = ColumnFile(
-            self.path,
-            "estimates",
-            ESTIMATE_ATTRIBUTES,
-            lambda attributes: (VALID_COLUMN, *estimate_columns(int(attributes["samples"]))),
-            (),
-        )
+        self._file = estimates_file(self.path)
         attributes = self._file.attributes
         self.regressor, self.samples = str(attributes["regressor"]), int(attributes["samples"])
         if attributes["row_fingerprint"] != frames.fingerprint or self._file.rows("rows") != frames.num_rows:

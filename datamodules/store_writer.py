@@ -51,6 +51,7 @@ from datamodules.store_writing import (
 
 #: Shapes of the textures, one JSON list a line; they decide the shape of `textures/rgba`.
 _TEXTURE_SHAPES: Final = "textures/shape"
+_SMALL_COLUMNS: Final = (*(column.name for column in FRAME_COLUMNS), *FRAME_TEXTS, _TEXTURE_SHAPES)
 #: Which row each spooled estimate is for.
 _ESTIMATE_ROW: Final = "rows/row"
 #: What a row holds of a column that its source lacks.
@@ -88,8 +89,8 @@ class FrameWriter(SpooledWriter):
         resume: bool = True,
     ) -> None:
         self._attributes = {"dataset": dataset, "split": split, "body_model": body_model}
-        names = (*(c.name for c in FRAME_COLUMNS), *FRAME_TEXTS, JPEG_BYTES, TEXTURE_RGBA, _TEXTURE_SHAPES)
-        super().__init__(path, "frames", {**self._attributes, **(settings or {})}, names, resume)
+        header, large = {**self._attributes, **(settings or {})}, (JPEG_BYTES, TEXTURE_RGBA)
+        super().__init__(path, "frames", header, large, resume, _SMALL_COLUMNS)
         self._row_ids = set(self._texts("rows/row_id"))
         self._subjects = {name: code for code, name in enumerate(self._texts("subjects/name"))}
         self._sequences = {name: code for code, name in enumerate(self._texts("sequences/name"))}
@@ -144,25 +145,31 @@ class FrameWriter(SpooledWriter):
         """
         self.add_rows((row,))
 
-    def add_rows(self, rows: Sequence[FrameRow]) -> None:
+    def add_rows(self, rows: Sequence[FrameRow], images: Sequence[int] | None = None) -> None:
         """Checks and stores rows, all of them or none; of many at once each takes a tenth of the time.
+
+        Args:
+            rows: The rows.
+            images: Image of each, in place of what the rows say.
 
         Raises:
             InputError: If a value of one of them cannot be; names the file, the row and the value.
         """
         wheres = [f"{self.path}: row {row.row_id!r}" for row in rows]
+        images = [row.image for row in rows] if images is None else images
         row_ids: set[str] = set()
-        for row, where in zip(rows, wheres, strict=True):
+        for row, image, where in zip(rows, images, wheres, strict=True):
             if row.row_id in self._row_ids or row.row_id in row_ids:
                 raise InputError(f"{where}: it is there already")
-            if not 0 <= row.image < len(self._images):
-                raise InputError(f"{where}: it refers to image {row.image} of {len(self._images)}")
+            if not 0 <= image < len(self._images):
+                raise InputError(f"{where}: it refers to image {image} of {len(self._images)}")
             if row.gender not in GENDERS:
                 raise InputError(f"{where}: the gender is {row.gender!r}, allowed are {', '.join(GENDERS)}")
             row_ids.add(row.row_id)
         subjects = new_names([row.subject for row in rows], self._subjects)
         sequences = new_names([row.sequence for row in rows], self._sequences)
         numbers = self._numbers(rows, ChainMap(subjects, self._subjects), ChainMap(sequences, self._sequences))
+        numbers["image"] = list(images)
         records = {column.name: packed_rows(column, numbers[column.label], wheres) for column in ROW_COLUMNS}
         records |= packed_surfaces([row.surface for row in rows], wheres)
         records["rows/row_id"] = text_lines([row.row_id for row in rows], wheres)
@@ -202,9 +209,8 @@ class FrameWriter(SpooledWriter):
         wheres = [f"{self.path}: image {image.name!r}" for image, _, _ in images]
         lengths = [len(image.jpeg) for image, _, _ in images]
         starts = list(accumulate(lengths, initial=self._spool.size(JPEG_BYTES)))[:-1]
-        places = zip(
-            *((crc32, image.size_px, image.origin_px, piece_px) for image, piece_px, crc32 in images), strict=True
-        )
+        parts = ((crc32, image.size_px, image.origin_px, piece_px) for image, piece_px, crc32 in images)
+        places = zip(*parts, strict=True)
         numbers = (starts, lengths, *map(list, places)) if images else ((),) * len(IMAGE_COLUMNS)
         records = {c.name: packed_rows(c, values, wheres) for c, values in zip(IMAGE_COLUMNS, numbers, strict=True)}
         records["images/name"] = text_lines([image.name for image, _, _ in images], wheres)
@@ -212,12 +218,11 @@ class FrameWriter(SpooledWriter):
 
     def _numbers(
         self, rows: Sequence[FrameRow], subjects: Mapping[str, int], sequences: Mapping[str, int]
-    ) -> dict[str, list[Any]]:
-        """The rows' values of each column of `ROW_COLUMNS`, by label."""
+    ) -> dict[str, Any]:
+        """The rows' values of each column of `ROW_COLUMNS` but their images, by label."""
         counts = [len(row.surface.triangle) for row in rows]
         first = self._spool.size("surface/triangle") // 4
-        numbers: dict[str, list[Any]] = {
-            "image": [row.image for row in rows],
+        numbers: dict[str, Any] = {
             "subject": [subjects[row.subject] for row in rows],
             "sequence": [sequences[row.sequence] for row in rows],
             "frame": [row.frame for row in rows],
@@ -226,15 +231,16 @@ class FrameWriter(SpooledWriter):
             "surface_count": counts,
             **{column.label: [getattr(row, column.label) for row in rows] for column in POSE_COLUMNS},
         }
-        for column in OPTIONAL_COLUMNS:
-            values = [getattr(row, column.label) for row in rows]
-            numbers[column.label] = [_ABSENT[column.label] if value is None else value for value in values]
+        for label, absent in _ABSENT.items():
+            values = [absent if (value := getattr(row, label)) is None else value for row in rows]
+            known = any(value is not absent for value in values)
+            numbers[label] = values if known else np.zeros((len(rows), *absent.shape))
         return numbers
 
     def _assemble(self, file: Any) -> None:
         if not self._row_ids:
             raise InputError(f"{self.path}: there is not one row to be written")
-        texts = {name: [text.encode() for text in self._texts(name)] for name in FRAME_TEXTS}
+        texts = {name: self._spool.read(name).split(b"\n")[:-1] for name in FRAME_TEXTS}
         file.attrs.update({**self._attributes, "row_fingerprint": fingerprint(texts["rows/row_id"])})
         for name, values in texts.items():
             file[name] = np.array(values, "S")
@@ -332,9 +338,7 @@ class EstimateWriter(SpooledWriter):
         count = self._frames.num_rows
         spooled = self._spool.array(_ESTIMATE_ROW, "<i8", ())
         order = np.argsort(spooled)
-        valid = np.zeros(count, VALID_COLUMN.dtype)
-        valid[spooled] = 1
-        file[VALID_COLUMN.name] = valid
+        file[VALID_COLUMN.name] = np.isin(np.arange(count), spooled).astype(VALID_COLUMN.dtype)
         for column in self._columns:
             values = self._spool.array(column.name, column.dtype, column.shape)
             dataset = file.create_dataset(column.name, (count, *column.shape), column.dtype)

@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 
 import h5py
 import numpy as np
+from numpy import ndarray
 
 from bodies.errors import InputError
 from datamodules.crops import jpeg_size_px
@@ -28,17 +29,24 @@ class SpooledWriter(ABC):
         path: The file to be made.
         kind: Which kind of file.
         header: What a run that goes on with this one has to have in common with it.
-        names: The files of the spool.
+        names: Large columns of the spool.
         resume: Go on with an interrupted run.
+        columns: Its small columns.
     """
 
     def __init__(
-        self, path: Path | str, kind: FileKind, header: Mapping[str, str | int], names: tuple[str, ...], resume: bool
+        self,
+        path: Path | str,
+        kind: FileKind,
+        header: Mapping[str, str | int],
+        names: tuple[str, ...],
+        resume: bool,
+        columns: tuple[str, ...] = (),
     ) -> None:
         self.path = Path(path)
         self._kind = kind
         header = {"format": f"snugfit-{kind}", "version": LAYOUT_VERSION, **header}
-        self._spool = Spool(self.path, header, names, resume)
+        self._spool = Spool(self.path, header, names, resume, columns)
         self._in_record = False
         self._since_flush = 0
 
@@ -92,8 +100,7 @@ class SpooledWriter(ABC):
         for name, data in records.items():
             self._spool.append(name, data)
         for name, parts in (large or {}).items():
-            for data in parts:
-                self._spool.append(name, data)
+            self._spool.extend(name, parts)
         self._in_record = False
 
     def _count_rows(self, count: int) -> None:
@@ -103,17 +110,37 @@ class SpooledWriter(ABC):
 
 
 def copy_from_spool(spool: Spool, file: Any, name: str, dtype: str, shape: tuple[int, ...]) -> None:
-    """One file of a spool as a contiguous dataset with rows of the given shape."""
+    """One column of a spool as a contiguous dataset with rows of the given shape.
+
+    The HDF5 library only says where the bytes belong. They are put there past it, which halves the time of large files.
+    """
     row_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     # Textures that are not there have rows of no bytes.
     count = spool.size(name) // max(1, row_bytes)
-    step = max(1, COPY_BYTES // max(1, row_bytes))
-    dataset = file.create_dataset(name, (count, *shape), dtype)
-    blocks = enumerate(spool.blocks(name, step * row_bytes) if count else ())
-    description = f"writing {name} of {spool.target.name}"
-    for number, block in with_progress(blocks, description, -(-count // step), count * row_bytes):
-        rows = np.frombuffer(block, dtype).reshape(-1, *shape)
-        dataset[number * step : number * step + len(rows)] = rows
+    offset = _reserved(file, name, dtype, (count, *shape))
+    if offset is None:
+        return
+    description, num_bytes = f"writing {name} of {spool.target.name}", count * row_bytes
+    target = os.open(file.filename, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        blocks = spool.copied(name, target, offset)
+        copied = sum(with_progress(blocks, description, -(-num_bytes // COPY_BYTES), num_bytes))
+    finally:
+        os.close(target)
+    assert copied == num_bytes, f"{name} is no whole number of rows"
+
+
+def _reserved(file: Any, name: str, dtype: str, shape: tuple[int, ...]) -> int | None:
+    """Makes a contiguous dataset without values; returns the place of its first byte, None if it is empty."""
+    creation, links = (h5py.h5p.create(kind) for kind in (h5py.h5p.DATASET_CREATE, h5py.h5p.LINK_CREATE))
+    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    creation.set_obj_track_times(False)
+    links.set_create_intermediate_group(True)
+    kind, space = h5py.h5t.py_create(np.dtype(dtype), logical=True), h5py.h5s.create_simple(shape)
+    dataset = h5py.h5d.create(file.id, name.encode(), kind, space, creation, links)
+    offset: int | None = dataset.get_offset() if 0 not in shape else None
+    return offset
 
 
 def packed(column: Column, value: Any, where: str) -> bytes:
@@ -133,7 +160,7 @@ def packed(column: Column, value: Any, where: str) -> bytes:
     return given.astype(dtype).tobytes()
 
 
-def packed_rows(column: Column, values: Sequence[Any], wheres: Sequence[str]) -> bytes:
+def packed_rows(column: Column, values: Sequence[Any] | ndarray, wheres: Sequence[str]) -> bytes:
     """Rows of a column as bytes.
 
     Raises:

@@ -22,6 +22,7 @@ from bodies.camera import (
     weak_perspective_to_translation,
 )
 from bodies.joints import OPENPOSE25, SMPL24, mirrored
+from bodies.rest_joints import RestJoints
 from datamodules.convert import h36m_rows, openpose_folder, plausibility, surreal, threedpw
 from datamodules.convert.h36m_cameras import Camera
 from datamodules.convert.predictions import CropCameras, FullCameras, Predictions, place
@@ -58,6 +59,13 @@ def person(seed: int, depth_m: float = 6.0) -> tuple[np.ndarray, np.ndarray, np.
     pose = rng.normal(scale=0.3, size=(24, 3))
     pose[0] = Rotation.random(random_state=rng).as_rotvec()
     return pose.ravel(), rng.normal(size=10), np.array([*rng.uniform(-1, 1, 2), depth_m + rng.uniform(-2, 2)])
+
+
+def body_joints() -> RestJoints:
+    """The joints of the same body, in single precision."""
+    body = body_model(double=False)
+    arrays = (part.numpy() for part in (body.joint_template, body.joint_shape_directions))
+    return RestJoints(body.name, *arrays, body.parents)
 
 
 def posed(pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -> torch.Tensor:
@@ -139,7 +147,7 @@ def test_3dpw_people_project_to_where_the_moving_camera_sees_their_world_points(
     detected = np.tile(np.array([500.0, 400.0, 0.9])[:, None], (3, 1, 18))
     poses, transls = (np.array(part) for part in zip(*worlds, strict=True))
     someone = Person("male", betas, poses, transls, np.zeros((3, 24, 3)), detected, np.ones(3, bool))
-    seen = threedpw.see_person(someone, np.array([matrix for matrix, *_ in frames]), body_model(double=False))
+    seen = threedpw.see_person(someone, np.array([matrix for matrix, *_ in frames]), body_joints())
     assert not seen.problem.any()
     camera = view(fx, aspect, 960, 540)
     for k, (matrix, *_) in enumerate(frames):
@@ -176,7 +184,7 @@ def test_mirroring_a_surreal_frame_and_its_camera_shows_the_body_where_the_store
     points = posed(np.concatenate([root.as_rotvec(), pose[3:]]), betas, rng.uniform(-1, 1, 3))[0].numpy()
     stored_px, joints = tiny_surreal.stored_px(points, camera_m), points[None, -24:]
     clip = Clip("male", pose[None], betas[None], np.array([turn]), joints, stored_px[None, -24:], camera_m)
-    pose_cam, transl_cam, _ = surreal._in_camera(clip, np.array([True]), body_model(double=False))
+    pose_cam, transl_cam, _ = surreal._in_camera(clip, np.array([True]), body_joints())
     camera = view(surreal.FOCAL_PX, 1.0, surreal.WIDTH / 2, surreal.HEIGHT / 2, surreal.WIDTH, surreal.HEIGHT)
     ours = camera.project(posed(pose_cam[0], betas, transl_cam[0]))[0].numpy()
     same_px(ours, np.stack([surreal.WIDTH - stored_px[:, 0], stored_px[:, 1]], axis=1), SINGLE_PX)

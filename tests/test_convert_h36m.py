@@ -18,7 +18,7 @@ from bodies import BodyParameters, InputError, load_body_model
 from bodies.joints import H36M17
 from datamodules.convert.h36m import H36MChoices, convert_h36m
 from datamodules.convert.h36m_cameras import find_cameras
-from datamodules.convert.run import RunOptions
+from datamodules.convert.summary import RunOptions
 from datamodules.store import FrameStore
 
 QUIET = RunOptions(workers=2, quiet=True)

@@ -12,7 +12,7 @@ from tiny_h36m import World
 import main
 from bodies import InputError
 from datamodules.convert.h36m import H36MChoices, convert_h36m
-from datamodules.convert.run import RunOptions
+from datamodules.convert.summary import RunOptions
 from datamodules.store import FrameStore
 
 QUIET = RunOptions(workers=2, quiet=True)

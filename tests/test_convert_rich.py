@@ -21,7 +21,7 @@ from bodies import BodyParameters, InputError, load_body_model
 from bodies.model_files import STAND_INS
 from datamodules.convert.rich import ModelFiles, convert_rich
 from datamodules.convert.rich_files import Recording, read_calibration, read_genders, whole_image_size_px
-from datamodules.convert.run import RunOptions
+from datamodules.convert.summary import RunOptions
 from datamodules.store import FrameStore
 
 QUIET = RunOptions(workers=2, quiet=True)

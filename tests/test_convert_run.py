@@ -11,18 +11,9 @@ from tiny_threedpw import LANDSCAPE, Truth, write_sequence
 
 from bodies import InputError
 from commands._data_convert import convert
-from datamodules.convert.run import (
-    Conversion,
-    Job,
-    JobPlan,
-    PlannedFrame,
-    RunOptions,
-    Skipped,
-    finished,
-    in_order,
-    run_conversion,
-    write_skipped,
-)
+from datamodules.convert.complete import finished
+from datamodules.convert.run import Conversion, Job, JobPlan, PlannedFrame, in_order, run_conversion
+from datamodules.convert.summary import RunOptions, Skipped, write_skipped
 from datamodules.store import FrameStore
 
 QUIET = RunOptions(workers=2, quiet=True)

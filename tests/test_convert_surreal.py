@@ -10,7 +10,7 @@ import torch
 from tiny_surreal import MARKED, draw, stored_px, write_clip, write_info, write_video
 
 from bodies import BodyParameters, InputError, load_body_model
-from datamodules.convert.run import RunOptions
+from datamodules.convert.summary import RunOptions
 from datamodules.convert.surreal import convert_surreal
 from datamodules.convert.surreal_files import read_clip
 from datamodules.store import FrameStore

@@ -14,7 +14,7 @@ from tiny_threedpw import COCO18, LANDSCAPE, PORTRAIT, Truth, write_python2, wri
 
 from bodies import BodyParameters, InputError, load_body_model
 from bodies.joints import OPENPOSE25
-from datamodules.convert.run import RunOptions, summary_table
+from datamodules.convert.summary import RunOptions, summary_table
 from datamodules.convert.threedpw import convert_threedpw, read_recording
 from datamodules.store import FrameStore
 

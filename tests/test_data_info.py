@@ -169,6 +169,7 @@ def test_what_a_frames_file_lacks_is_named(tmp_path, frames, capsys):
     facts = dict(zip(columns[0].cells, columns[1].cells, strict=True))
     assert facts["missing"] == "nothing"
     assert facts["surface points"] == "in 4 rows, 7 on average"
+    assert "rows without a true body" not in facts
 
 
 def test_the_frames_of_an_estimates_file_are_beside_it_or_given(tmp_path, frames, capsys):
@@ -219,3 +220,6 @@ def test_rows_without_a_body_are_compared_at_their_measured_joints(tmp_path):
     np.testing.assert_allclose(errors.mpjpe[:, 0], expected[0], atol=1e-2)
     np.testing.assert_allclose(errors.pa_mpjpe[:, 0], expected[1], atol=1e-2)
     assert np.isnan(errors.pve).all()
+    columns = info_table(frames).columns
+    facts = dict(zip(columns[0].cells, columns[1].cells, strict=True))
+    assert facts["rows without a true body"] == f"{ti.ROWS}, with measured joints alone"

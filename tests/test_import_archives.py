@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bodies import InputError
+from datamodules.convert import mapped_npz
 from datamodules.convert.archives import read_joblib, read_npz
 
 joblib = pytest.importorskip("joblib")
@@ -115,3 +116,34 @@ def test_npz_with_objects_gives_the_objects(tmp_path):
     assert set(got) == {"smpl", "image_path", "config"}
     assert_same(got["smpl"], smpl)
     assert got["image_path"].tolist() == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_large_arrays_stay_on_disk(tmp_path, monkeypatch, save):
+    """The same numbers in any order of memory, behind another member, and none is changed by accident."""
+    monkeypatch.setattr(mapped_npz, "MAPPED_BYTES", 999)
+    rng = np.random.default_rng(0)
+    large, turned, small = rng.normal(size=(50, 3, 2)), np.asfortranarray(rng.integers(0, 9, (40, 30))), np.arange(5)
+    save(tmp_path / "a.npz", small=small, large=large, turned=turned)
+    got = read_npz(tmp_path / "a.npz", ("large", "turned", "small", "absent"), mapped=True)
+    assert {name: isinstance(array, np.memmap) for name, array in got.items()} == {
+        "large": True,
+        "turned": True,
+        "small": False,
+    }
+    for name, want in (("large", large), ("turned", turned), ("small", small)):
+        assert got[name].dtype == want.dtype
+        np.testing.assert_array_equal(got[name], want)
+    with pytest.raises(ValueError, match="read-only"):
+        got["large"][0] = 0
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_large_array_that_is_damaged_is_named(tmp_path, monkeypatch, save):
+    monkeypatch.setattr(mapped_npz, "MAPPED_BYTES", 999)
+    save(tmp_path / "a.npz", large=np.random.default_rng(0).normal(size=(500, 3)))
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    data[len(data) // 2] ^= 255
+    (tmp_path / "a.npz").write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.npz: is not a whole \.npz"):
+        read_npz(tmp_path / "a.npz", ("large",), mapped=True)

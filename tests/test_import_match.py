@@ -116,7 +116,7 @@ def test_command_names_what_is_wrong_and_leaves_no_file(tmp_path, frames):
 
 
 def test_a_body_model_that_is_not_at_hand_is_replaced_by_the_stand_in(tmp_path, monkeypatch, frames, capsys):
-    monkeypatch.setattr("commands._data_import.FrameStore", lambda path: store)
+    monkeypatch.setattr("datamodules.store.FrameStore", lambda path: store)
     store = frames.__class__(frames.path)
     store.body_model = "smpl"
     source = write_npz(tmp_path / "a.npz")

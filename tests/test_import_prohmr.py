@@ -1,13 +1,20 @@
 """ProHMR's samples: sample 0 is the mode, six numbers go column after column."""
 
+import tracemalloc
+from dataclasses import replace
+
+import cv2
 import numpy as np
 import pytest
 import tiny_import as ti
+from scipy.spatial.transform import Rotation
 
 from bodies import InputError
+from datamodules import store_writer
+from datamodules.convert import importing, mapped_npz
 from datamodules.convert.prohmr import read_prohmr
 from datamodules.convert.rotations import matrices_from_6d
-from datamodules.store import EstimateStore
+from datamodules.store import EstimateStore, FrameRow, FrameStore, FrameWriter, StoredImage
 
 TRUE = ti.truth(5)
 SAMPLES = 4
@@ -101,3 +108,71 @@ def test_trap_sample_0_has_to_be_the_mode(tmp_path, frames):
 def test_bad_dumps_are_named(tmp_path, frames, changes, message):
     with pytest.raises(InputError, match=message):
         run(tmp_path, frames, dump() | changes)
+
+
+@pytest.mark.parametrize(("save", "six_numbers"), [(np.savez, False), (np.savez_compressed, True)])
+def test_memory_does_not_grow_with_the_dump(tmp_path, monkeypatch, save, six_numbers):
+    """Of the rotations in the file, 64 samples of each row, no more than a block is in memory."""
+    rows, samples = 200, 64
+    frames, repeated = many_rows(tmp_path, rows), np.arange(rows) % ti.ROWS
+    arrays = {name: dump()[name][repeated] for name in ("center", "scale")}
+    for name in ("rotmats", "betas", "pred_cam"):  # all samples are the mode
+        arrays[name] = np.repeat(dump()[name][repeated, :1], samples, axis=1)
+    if six_numbers:
+        arrays["pose_6d"] = six(arrays.pop("rotmats"), "columns").reshape(rows, samples, 144)
+    save(tmp_path / "prohmr.npz", imgname=np.array(frames.image_names), **arrays)
+    large = arrays["pose_6d" if six_numbers else "rotmats"].nbytes
+    monkeypatch.setattr(mapped_npz, "MAPPED_BYTES", 1024)
+    monkeypatch.setattr(importing, "_BLOCK_BODIES", 512)
+    monkeypatch.setattr(store_writer, "COPY_BYTES", 1 << 17)
+    monkeypatch.setattr(importing, "COMPARED_ROWS", 20)
+    del arrays
+    body = ti.body()
+    tracemalloc.start()
+    predictions = read_prohmr(tmp_path / "prohmr.npz")
+    report = importing.import_predictions(tmp_path, predictions, frames, tmp_path / "out.h5", "prohmr", body=body)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (report.rows, report.samples) == (rows, samples)
+    assert peak < large / 2
+    store = EstimateStore(tmp_path / "out.h5", frames)
+    assert store.valid.all()
+    for row in (0, 99, rows - 1):
+        turned = Rotation.from_rotvec(store.read(row, samples - 1).pose.reshape(-1, 3)).as_matrix()
+        np.testing.assert_allclose(turned, TRUE.rotations[row % ti.ROWS], atol=1e-4)
+
+
+def many_rows(tmp_path, rows: int) -> FrameStore:
+    """The people of the truth again and again, each in an image of their own."""
+    names = [f"walk/{row:05d}.jpg" for row in range(rows)]
+    true = replace(TRUE, **{name: getattr(TRUE, name)[np.arange(rows) % ti.ROWS] for name in TRUE.__dataclass_fields__})
+    jpeg = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    with FrameWriter(tmp_path / "many.h5", "tiny", "test", "standin-tiny") as writer:
+        images = writer.add_images([StoredImage(name, jpeg, (ti.WIDTH, ti.HEIGHT)) for name in names])
+        where = {"focal_px": np.full(2, ti.FOCAL_PX, np.float32), "center_px": ti.CENTER_PX.astype(np.float32)}
+        writer.add_rows(
+            [
+                FrameRow(
+                    f"row/{row}", images[row], "someone", "walk", row, "neutral", **where,
+                    **{name: getattr(true, name)[row] for name in ("box_px", "pose", "betas", "transl")},
+                )
+                for row in range(rows)
+            ]
+        )  # fmt: skip
+    return FrameStore(tmp_path / "many.h5")
+
+
+def test_rows_that_cannot_be_used_are_listed_from_all_blocks(tmp_path, frames, monkeypatch):
+    monkeypatch.setattr(importing, "_BLOCK_BODIES", 2 * SAMPLES)
+    arrays = dump()
+    arrays["rotmats"][[0, 5], 1, 3] *= 1.5
+    arrays["pred_cam"][2, 0, 0] = np.nan
+    report = run(tmp_path, frames, arrays)
+    reason = "its pose is not finite or holds matrices that are no rotations"
+    expected = {0: reason, 2: "its camera is not finite", 5: reason}
+    assert report.skipped == tuple(f"{frames.row_id(row)}: {text}" for row, text in expected.items())
+    assert report.rows == ti.ROWS - 3
+    assert EstimateStore(tmp_path / "out.h5", frames).valid.tolist() == [row not in expected for row in range(ti.ROWS)]
+    arrays["rotmats"] *= 1.5
+    with pytest.raises(InputError, match=rf"dump: no prediction can be used, the first because {reason}"):
+        run(tmp_path, frames, arrays)

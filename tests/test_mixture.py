@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import h5py
 import lightning
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ QUIET = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
-NOISE_ONLY = (InitialDraw("noise"),)
+NOISE_ONLY, ESTIMATE_ONLY = (InitialDraw("noise"),), (InitialDraw("estimate", "pare"),)
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +133,10 @@ def test_a_sample_is_turned_whole(folder):
 
 
 def test_initial_estimates_are_of_the_kinds_asked_for(folder):
-    pare = (InitialDraw("estimate", "pare"),)
-    data = set_up(folder, "validate", evaluation_draws=pare)
+    only = {"held out": DatasetSource(folder / "1.h5", (folder / "pare.h5",))}
+    data = set_up(folder, "validate", validation=only, evaluation_draws=ESTIMATE_ONLY)
     batches = list(data.val_dataloader())
-    second = 2  # After the two of training; the other one has no estimates at all.
+    second = 2  # After the two of training.
     assert [sample[:2] for sample in ids(batches)] == [(second, row) for row in (0, 1, 5)]
     assert batches[0].initial.regressor.tolist() == [0, 0, 0]
     expected = tiny_store.estimate(5)
@@ -224,6 +225,36 @@ def test_missing_data_is_said(folder):
     twice = DatasetSource(folder / "1.h5", (folder / "pare.h5", folder / "pare.h5"))
     with pytest.raises(InputError, match="same regressor"):
         set_up(folder, train={"a": twice})
+
+
+@pytest.mark.parametrize(("split", "stage"), [("test", "test"), ("test", "predict"), ("validation", "fit")])
+def test_a_data_set_of_which_nothing_is_left_is_not_left_out_in_silence(folder, split, stage):
+    """The other set has estimates, so that there would be something to report."""
+    whole, bare = DatasetSource(folder / "1.h5", (folder / "pare.h5",)), DatasetSource(folder / "0.h5")
+    named = {split: {"whole": whole, "bare": bare}}
+    message = rf"0\.h5: none of its 5 rows can be used for {split}: 5 rows left out, which have no initial estimate"
+    with pytest.raises(InputError, match=message):
+        set_up(folder, stage, **named, evaluation_draws=ESTIMATE_ONLY)
+    set_up(folder, stage, **{split: {"whole": whole}}, evaluation_draws=ESTIMATE_ONLY)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_test_set_of_which_all_rows_are_damaged_is_refused_by_name(folder, tmp_path, kept):
+    """All of them, or all but one that has no estimate."""
+    frames, pare = tmp_path / "1.h5", tmp_path / "pare.h5"
+    frames.write_bytes((folder / "1.h5").read_bytes())
+    pare.write_bytes((folder / "pare.h5").read_bytes())
+    with h5py.File(frames, "r+") as file:
+        damaged = file["images/jpeg"][:]
+        # Two rows share an image; those of image 3 have no estimates.
+        first, last = (0, int(file["images/start"][3])) if kept else (0, len(damaged))
+        damaged[first:last:50] ^= 255
+        file["images/jpeg"][:] = damaged
+    left = r"none of its 2 rows can be used for test: 6 bad rows left out; 2 rows have no"
+    source = DatasetSource(frames, (pare,), skip_bad_rows=True)
+    data = module(folder, test={"a": source}, evaluation_draws=ESTIMATE_ONLY)
+    with pytest.raises(InputError, match=rf"1\.h5: {left if kept else 'all of its 8 rows are bad'}"):
+        data.setup("test")
 
 
 @pytest.mark.parametrize(

@@ -637,6 +637,7 @@ class KilledSpool(Spool):
         if KilledSpool.acts_left == 0:
             for file in self._files.values():
                 file.flush()
+            self._columns.write_block()
             os.kill(os.getpid(), signal.SIGKILL)
 
     def append(self, name, data):
@@ -648,9 +649,14 @@ class KilledSpool(Spool):
         super().flush()
         self.act()
 
-    def blocks(self, name, size=1 << 24):
+    def extend(self, name, parts):
+        super().extend(name, parts)
         self.act()
-        return super().blocks(name, size)
+
+    def copied(self, name, target, offset):
+        self.act()
+        yield from super().copied(name, target, offset)
+        self.act()
 
     def remove(self):
         self.act()

@@ -24,6 +24,7 @@ from numpy import ndarray
 
 from bodies.errors import InputError, one_line
 from bodies.safe_pickle import Admitted, Stub, load_pickle
+from datamodules.convert import mapped_npz
 
 #: First bytes of compressed files and what undoes it; joblib's default is zlib. Its lz4 needs a package of its own.
 _COMPRESSIONS: Final[tuple[tuple[bytes, Callable[[bytes], bytes]], ...]] = (
@@ -97,8 +98,13 @@ def _inline_array(stream: io.BytesIO, data: bytes, state: dict[str, Any], name: 
     return flat.reshape(shape, order="F" if state["order"] == "F" else "C")
 
 
-def read_npz(path: Path, names: Iterable[str]) -> dict[str, Any]:
+def read_npz(path: Path, names: Iterable[str], mapped: bool = False) -> dict[str, Any]:
     """Those of the named arrays that an .npz has; an array that holds one object comes as that object.
+
+    Args:
+        path: The file.
+        names: Names of arrays.
+        mapped: Leave large arrays on disk, read-only (`datamodules.convert.mapped_npz`).
 
     Raises:
         InputError: If the file is missing, is no .npz, is damaged, or names anything but arrays in an object array.
@@ -106,7 +112,7 @@ def read_npz(path: Path, names: Iterable[str]) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = set(archive.namelist())
-            return {name: _member(archive, name, path) for name in names if f"{name}.npy" in members}
+            return {name: _member(archive, name, path, mapped) for name in names if f"{name}.npy" in members}
     except InputError:
         raise
     except OSError as error:
@@ -115,7 +121,7 @@ def read_npz(path: Path, names: Iterable[str]) -> dict[str, Any]:
         raise InputError(f"{path}: is not a whole .npz ({one_line(error)})") from error
 
 
-def _member(archive: zipfile.ZipFile, name: str, path: Path) -> Any:
+def _member(archive: zipfile.ZipFile, name: str, path: Path, mapped: bool) -> Any:
     with archive.open(f"{name}.npy") as stream:
         version = np.lib.format.read_magic(stream)
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -123,5 +129,7 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path) -> Any:
         if dtype.hasobject:
             value = load_pickle(stream.read(), name=f"{path} ({name})")
             return value.item() if isinstance(value, ndarray) and value.ndim == 0 else value
+    if mapped and archive.getinfo(f"{name}.npy").file_size > mapped_npz.MAPPED_BYTES:
+        return mapped_npz.mapped_member(archive, f"{name}.npy", path)
     with archive.open(f"{name}.npy") as stream:
         return np.lib.format.read_array(stream, allow_pickle=False)

@@ -15,6 +15,7 @@ from numpy import ndarray
 from rich.progress import track
 
 from bodies.errors import InputError
+from datamodules.convert.complete import refuse_detected
 from datamodules.convert.densepose_files import SurfacePerson, read_surface_file, surface_files
 from datamodules.convert.detections import (
     Bodies,
@@ -66,8 +67,8 @@ def add_densepose(
     """
     if points < 1:
         raise InputError(f"points {points}: at least one of each person is kept")
-    if not overwrite and not dry_run and frames.column("surface_count").any():
-        raise InputError(f"{frames.path}: it has surface points already; give --overwrite to replace them all")
+    if not overwrite and not dry_run:
+        refuse_detected(frames.path, "densepose")
     body = next(iter(bodies.values()))
     atlas = read_atlas(charts, body.faces.numpy(), body.num_vertices)
     people, skipped = _read(source, points, min_score)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Shaped
 from numpy import ndarray
 
 from bodies.errors import InputError
@@ -46,7 +46,17 @@ class Fields:
         return found
 
     def numbers(self, name: str, *shapes: tuple[int | None, ...]) -> Float32[ndarray, "..."]:
-        """An array of numbers of one of the given shapes, in which None stands for any length.
+        """An array of numbers of one of the given shapes, in which None stands for any length; not to be changed.
+
+        Raises:
+            InputError: If it is missing or is something else.
+        """
+        array = self.checked(name, *shapes)
+        with np.errstate(over="ignore"):
+            return array.astype(np.float32, copy=False)
+
+    def checked(self, name: str, *shapes: tuple[int | None, ...]) -> Shaped[ndarray, "..."]:
+        """The same as it is in the file, of any type of number: one that is mapped stays so.
 
         Raises:
             InputError: If it is missing or is something else.
@@ -61,8 +71,7 @@ class Fields:
         if not any(_fits(array.shape, shape) for shape in shapes):
             wanted = " or ".join("(" + ", ".join("any" if n is None else str(n) for n in s) + ")" for s in shapes)
             raise InputError(f"{self.where}: '{name}' has shape {array.shape}, expected was {wanted}")
-        with np.errstate(over="ignore"):
-            return array.astype(np.float32)
+        return array
 
     def texts(self, name: str) -> tuple[str, ...]:
         """A list of names.

@@ -30,22 +30,13 @@ from bodies.body_model import BodyModel
 from bodies.errors import InputError
 from bodies.model_files import load_body_model
 from datamodules.convert import h36m_annotations, h36m_npz
+from datamodules.convert.complete import finished
 from datamodules.convert.h36m_cameras import CAMERA_IDS, FRONTAL_ID, Camera, Cameras, find_cameras
 from datamodules.convert.h36m_images import ImageJob, Lens, VideoJob
 from datamodules.convert.h36m_rows import DATASET, View, view_rows
 from datamodules.convert.h36m_tree import Recording, Tree, find_recordings, is_tree, read_view, without_path
-from datamodules.convert.run import (
-    Conversion,
-    Job,
-    JobPlan,
-    RunOptions,
-    Skipped,
-    Split,
-    Summary,
-    every_nth,
-    finished,
-    run_conversion,
-)
+from datamodules.convert.run import Conversion, Job, JobPlan, every_nth, run_conversion
+from datamodules.convert.summary import RunOptions, Skipped, Split, Summary
 from datamodules.store import FrameStore
 
 #: Whose recordings are in which split.

@@ -18,7 +18,8 @@ from bodies.body_model import BodyModel, BodyParameters
 from bodies.camera import transform_to_camera
 from bodies.joints import LSP14_FROM_H36M17
 from datamodules.convert.h36m_cameras import Camera
-from datamodules.convert.run import JobPlan, PlannedFrame, Skipped
+from datamodules.convert.run import JobPlan, PlannedFrame
+from datamodules.convert.summary import Skipped
 from datamodules.store import FrameRow
 
 DATASET: Final = "h36m"

@@ -1,7 +1,9 @@
 """Takes a regressor's predictions into an estimates file: matches, places, checks, writes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +15,25 @@ from rich.progress import track
 from bodies import BodyModel, BodyParameters, InputError, PinholeCamera
 from bodies.camera import square_box
 from datamodules.convert.match import MIN_OVERLAP, Matches, find_images, find_rows, match_persons, match_rows
-from datamodules.convert.plausibility import Agreement, compare
+from datamodules.convert.plausibility import COMPARED_ROWS, Agreement, compare
 from datamodules.convert.predictions import (
     CropCameras,
     FocalChoice,
     FullCameras,
     PlacedBodies,
     Predictions,
+    joined,
     place,
     scaled_boxes,
 )
-from datamodules.store import EstimateStore, EstimateWriter, FrameStore
+from datamodules.store import EstimateWriter, FrameStore
 
 #: Joints lie inside the body; a box about them is enlarged by this to be like a detector's.
 _JOINT_BOX_MARGIN = 1.2
-#: More rows than this show a progress bar.
-_QUICK_ROWS = 2000
+#: Bodies that are placed at a time, some 100 MB on the way.
+_BLOCK_BODIES = 8192
+#: More bodies than this show a progress bar.
+_QUICK_BODIES = 20_000
 
 
 @dataclass(frozen=True)
@@ -76,47 +81,100 @@ def import_predictions(
         InputError: If nothing matches, no matched prediction can be used, or they are absurd; names the source and the
             likely cause.
     """
-    try:
+    with _about(source):
         matches = _match(predictions, frames, body)
         # Where nobody is where they should be, pairs by name alone tell why.
         loose = matches if len(matches.rows) else _match(predictions, frames, body, 0.0)
         if not len(loose.rows):
             first = (matches.unmatched_predictions or ("there are none",))[0]
             raise InputError(f"none of {len(predictions)} predictions belongs to a row of {frames.path} ({first})")
-        bodies = place(take(predictions, loose.predictions), frames.cameras()[torch.as_tensor(loose.rows)], focal)
-        problems = bodies.problems()
-        good = np.setdiff1d(np.arange(len(loose.rows)), list(problems))
-        if not len(good):
-            raise InputError(f"no prediction can be used, the first because {problems[0]}")
-        rows, bodies = loose.rows[good], bodies.take(good)
-        agreement = compare(frames, rows, bodies, body, isinstance(predictions.camera, CropCameras))
-        if agreement.cause is not None or not len(matches.rows):
-            cause = agreement.cause or "nobody is where the predictions' boxes are"
-            raise InputError(f"this cannot be an estimate of {frames.path}: {cause}")
+        blocks = _Blocks(source, predictions, frames, loose, focal)
+    agreement = _agreement(blocks, body)
+    if agreement.cause is not None or not len(matches.rows):
+        cause = agreement.cause or "nobody is where the predictions' boxes are"
+        raise InputError(f"{source}: this cannot be an estimate of {frames.path}: {cause}")
+    skipped = _write(None if dry_run else out, blocks, regressor)
+    rows, samples = len(loose.rows) - len(skipped), predictions.samples
+    return ImportReport(rows, samples, agreement, matches.unmatched_rows, matches.unmatched_predictions, skipped)
+
+
+@contextmanager
+def _about(source: Path) -> Iterator[None]:
+    """Names the source in whatever is wrong with it."""
+    try:
+        yield
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    if not dry_run:
-        _write(out, frames, regressor, rows, bodies)
-    skipped = tuple(f"{frames.row_id(int(matches.rows[one]))}: {reason}" for one, reason in sorted(problems.items()))
-    samples = bodies.pose.shape[1]
-    return ImportReport(len(rows), samples, agreement, matches.unmatched_rows, matches.unmatched_predictions, skipped)
 
 
-def _write(out: Path, frames: FrameStore, regressor: str, rows: Int64[ndarray, " rows"], bodies: PlacedBodies) -> None:
-    with EstimateWriter(out, frames, regressor, bodies.pose.shape[1], resume=False) as writer:
-        for one in track(range(len(rows)), "writing estimates", transient=True, disable=len(rows) < _QUICK_ROWS):
-            pose, betas, transl = bodies.pose[one], bodies.betas[one], bodies.transl_m[one]
-            writer.add(int(rows[one]), pose, betas, transl, float(bodies.focal_px[one]))
+@dataclass(frozen=True)
+class _Blocks:
+    """The pairs of rows and predictions, to be placed in the frames some at a time: memory is for those alone."""
+
+    source: Path
+    predictions: Predictions
+    frames: FrameStore
+    pairs: Matches
+    focal: FocalChoice
+
+    @property
+    def size(self) -> int:
+        """Pairs to a block."""
+        return max(1, _BLOCK_BODIES // self.predictions.samples)
+
+    def place(self, chosen: Int64[ndarray, " chosen"]) -> tuple[Int64[ndarray, " good"], PlacedBodies, dict[int, str]]:
+        """Rows and bodies of those of the chosen pairs that can be used, and why the others cannot, by pair."""
+        rows = self.pairs.rows[chosen]
+        cameras = self._cameras[torch.as_tensor(rows)]
+        with _about(self.source):
+            bodies = place(take(self.predictions, self.pairs.predictions[chosen]), cameras, self.focal)
+        problems = bodies.problems()
+        good = np.setdiff1d(np.arange(len(chosen)), list(problems))
+        return rows[good], bodies.take(good), {int(chosen[one]): reason for one, reason in problems.items()}
+
+    @cached_property
+    def _cameras(self) -> PinholeCamera:
+        return self.frames.cameras()
 
 
-def is_complete(out: Path, frames: FrameStore, regressor: str) -> bool:
-    """Whether the file is there and holds this regressor's estimates for these frames."""
-    if not out.is_file():
-        return False
-    try:
-        return EstimateStore(out, frames).regressor == regressor
-    except InputError:
-        return False
+def _agreement(blocks: _Blocks, body: BodyModel) -> Agreement:
+    """How the bodies compare with the ground truth, by pairs that are evenly spaced over all.
+
+    Raises:
+        InputError: If none of these pairs can be used.
+    """
+    count = len(blocks.pairs.rows)
+    chosen = np.unique(np.linspace(0, count - 1, min(COMPARED_ROWS, count)).round().astype(int))
+    parts, problems = [], dict[int, str]()
+    for first in range(0, len(chosen), blocks.size):
+        rows, bodies, more = blocks.place(chosen[first : first + blocks.size])
+        parts.append((rows, bodies.first_sample()))
+        problems |= more
+    rows = np.concatenate([rows for rows, _ in parts])
+    if not len(rows):
+        raise InputError(f"{blocks.source}: no prediction can be used, the first because {problems[0]}")
+    crop_cameras = isinstance(blocks.predictions.camera, CropCameras)
+    return compare(blocks.frames, rows, joined([bodies for _, bodies in parts]), body, crop_cameras)
+
+
+def _write(out: Path | None, blocks: _Blocks, regressor: str) -> tuple[str, ...]:
+    """Writes the estimates file block by block, or only looks at all of them; returns what is left out, and why."""
+    frames, samples, count = blocks.frames, blocks.predictions.samples, len(blocks.pairs.rows)
+    skipped: list[str] = []
+    with ExitStack() as stack:
+        writer = None
+        if out is not None:
+            writer = stack.enter_context(EstimateWriter(out, frames, regressor, samples, resume=False))
+        starts = range(0, count, blocks.size)
+        for first in track(starts, "placing the bodies", transient=True, disable=count * samples < _QUICK_BODIES):
+            rows, bodies, problems = blocks.place(np.arange(first, min(first + blocks.size, count)))
+            named = ((frames.row_id(int(blocks.pairs.rows[pair])), reason) for pair, reason in sorted(problems.items()))
+            skipped += [f"{row_id}: {reason}" for row_id, reason in named]
+            for one, row in enumerate(rows.tolist() if writer is not None else ()):
+                assert writer is not None
+                focal_px = float(bodies.focal_px[one])
+                writer.add(row, bodies.pose[one], bodies.betas[one], bodies.transl_m[one], focal_px)
+    return tuple(skipped)
 
 
 def take(predictions: Predictions, chosen: Int64[ndarray, " chosen"] | Sequence[int]) -> Predictions:
@@ -152,7 +210,7 @@ def _match(predictions: Predictions, frames: FrameStore, body: BodyModel, min_ov
         row_of_image = np.zeros(int(image_of_row.max()) + 1, np.int64)
         row_of_image[image_of_row] = np.arange(len(image_of_row))
         cameras = frames.cameras()[torch.as_tensor(row_of_image[images[found]])]
-        some = take(predictions, found)
+        some = take(predictions, found)  # a pose that is not read yet stays so
         boxes = scaled_boxes(some, cameras.size_px.double().numpy())
         box_px[found] = _boxes_of_bodies(some, cameras, body) if boxes is None else boxes
     return match_persons(frames, predictions.names, images, box_px, min_overlap)

@@ -25,6 +25,7 @@ from rich.progress import track
 from bodies.errors import InputError
 from bodies.joints import OPENPOSE25, SMPL24
 from bodies.joints import mirrored as counterparts
+from datamodules.convert.complete import refuse_detected
 from datamodules.convert.detections import (
     MIN_FIT,
     Bodies,
@@ -100,8 +101,8 @@ def add_openpose(
         InputError: If there are detections already, no file can be used, or nobody is where they were found; names the
             file and the cause. The frames file stays as it was.
     """
-    if not overwrite and not dry_run and (frames.column(COLUMN)[..., 2] > 0).any():
-        raise InputError(f"{frames.path}: it has detected keypoints already; give --overwrite to replace them all")
+    if not overwrite and not dry_run:
+        refuse_detected(frames.path, "openpose")
     found = read_folder(source, workers)
     images = find_seen_images(frames, source.resolve().name, found.names)
     pairs = candidates(frames, images)

@@ -31,8 +31,8 @@ ABSURD_SIZE_RATIO: Final = 2.0
 ABSURD_OFFSET: Final = 0.75
 #: A change that leaves less than this part of the error is the cause.
 _EXPLAINS: Final = 0.6
-#: Rows looked at, evenly spaced.
-_ROWS: Final = 2000
+#: Rows that are worth looking at, evenly spaced.
+COMPARED_ROWS: Final = 2000
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,6 @@ class Agreement:
 
 def compare(frames: FrameStore, rows: ndarray, bodies: PlacedBodies, body: BodyModel, crop_cameras: bool) -> Agreement:
     """Compares imported bodies with the true ones of the given rows, or, where there is none, with measured joints."""
-    chosen = np.unique(np.linspace(0, len(rows) - 1, min(_ROWS, len(rows))).round().astype(int))
-    rows, bodies = rows[chosen], bodies.take(chosen)
     pose, betas, transl = (torch.tensor(values[:, 0]) for values in (bodies.pose, bodies.betas, bodies.transl_m))
     true_pose, true_betas, true_transl = (torch.tensor(frames.column(n)[rows]) for n in ("pose", "betas", "transl"))
     true_joints = _joints(body, true_pose, true_betas)

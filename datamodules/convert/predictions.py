@@ -5,7 +5,8 @@ person is in the image, not how far away: the depth follows from the focal lengt
 the side b of the box, every margin included, the size of the network's input cancels out.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Literal, assert_never
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy import ndarray
 
 from bodies.camera import PinholeCamera, diagonal_focal_px, weak_perspective_to_translation
 from bodies.errors import InputError
+from datamodules.convert.lazy_pose import LazyPose
 from datamodules.store_layout import MAX_BETA, MAX_DISTANCE_M, MAX_POSE_RAD, MIN_DEPTH_M
 
 FocalChoice = Literal["frames", "diagonal"] | float
@@ -55,8 +57,8 @@ class Predictions:
     """What they are about: image names, or row ids if `named_by_row`."""
     named_by_row: bool
     """Whether the names are row ids of the frames file."""
-    pose: Float32[ndarray, "rows samples 72"]
-    """Axis-angle in radians, root in the camera frame. NaN where it could not be read."""
+    pose: Float32[ndarray, "rows samples 72"] | LazyPose
+    """Axis-angle in radians, root in the camera frame, or what becomes that. NaN where it could not be read."""
     betas: Float32[ndarray, "rows samples 10"]
     """Shape coefficients."""
     camera: CropCameras | FullCameras
@@ -68,6 +70,11 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def samples(self) -> int:
+        """Samples of each person."""
+        return self.pose.shape[1]
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,11 @@ class PlacedBodies:
     def take(self, rows: Int64[ndarray, " chosen"]) -> "PlacedBodies":
         """Some of them."""
         return PlacedBodies(self.pose[rows], self.betas[rows], self.transl_m[rows], self.focal_px[rows])
+
+    def first_sample(self) -> "PlacedBodies":
+        """Sample 0 alone, without holding on to the others."""
+        pose, betas, transl_m = (values[:, :1].copy() for values in (self.pose, self.betas, self.transl_m))
+        return PlacedBodies(pose, betas, transl_m, self.focal_px)
 
     def problems(self) -> dict[int, str]:
         """Rows whose numbers cannot be, each with the reason."""
@@ -108,6 +120,12 @@ class PlacedBodies:
         for good, reason in checks:
             problems = {**{int(row): reason for row in np.flatnonzero(~good)}, **problems}
         return problems
+
+
+def joined(parts: Sequence[PlacedBodies]) -> PlacedBodies:
+    """Bodies one after the other."""
+    names = (field.name for field in fields(PlacedBodies))
+    return PlacedBodies(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def scaled_boxes(predictions: Predictions, size_px: Float64[ndarray, "rows 2"]) -> Float32[ndarray, "rows 3"] | None:
@@ -141,7 +159,8 @@ def place(predictions: Predictions, cameras: PinholeCamera, focal: FocalChoice) 
         )
         transl_m = _recentred(camera, ratio, seen_by)
     focal_px = seen_by.focal_px[:, 0].float().numpy()
-    return PlacedBodies(predictions.pose, predictions.betas, transl_m.astype(np.float32), focal_px)
+    pose = predictions.pose.read() if isinstance(predictions.pose, LazyPose) else predictions.pose
+    return PlacedBodies(pose, predictions.betas, transl_m.astype(np.float32), focal_px)
 
 
 def _image_ratio(predictions: Predictions, size_px: Float64[ndarray, "rows 2"]) -> Float64[ndarray, " rows"]:

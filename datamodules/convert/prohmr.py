@@ -21,7 +21,8 @@ import numpy as np
 
 from bodies.errors import InputError
 from datamodules.convert.archives import read_npz
-from datamodules.convert.fields import Fields, box_of, pose_of, samples_of
+from datamodules.convert.fields import Fields, box_of, samples_of
+from datamodules.convert.lazy_pose import lazy_pose_of
 from datamodules.convert.predictions import CropCameras, Predictions
 
 _KNOWN = ("imgname", "center", "scale", "box_px", "rotmats", "pose_6d", "betas", "pred_cam", "log_prob")
@@ -30,16 +31,16 @@ _LOG_PROB_SLACK = 1e-2
 
 
 def read_prohmr(path: Path) -> Predictions:
-    """Reads the dump.
+    """Reads the dump; what is large in it stays in the file until a row is asked for.
 
     Raises:
         InputError: If a part is missing or has another shape, or sample 0 is not the mode; names the file.
     """
-    fields = Fields(str(path), read_npz(path, _KNOWN))
+    fields = Fields(str(path), read_npz(path, _KNOWN, mapped=True))
     names = fields.texts("imgname")
     if not names:
         raise InputError(f"{path}: holds no rows")
-    pose = pose_of(fields, fields.need("rotmats", "pose_6d"), len(names), "columns")
+    pose = lazy_pose_of(fields, fields.need("rotmats", "pose_6d"), len(names), "columns")
     samples = pose.shape[1]
     box = box_of(fields, len(names))
     if box is None:

@@ -30,6 +30,7 @@ import numpy as np
 
 from bodies.errors import InputError
 from bodies.model_files import Gender, load_body_model
+from datamodules.convert.complete import finished
 from datamodules.convert.rich_files import (
     Calibration,
     Recording,
@@ -40,21 +41,10 @@ from datamodules.convert.rich_files import (
     whole_image_size_px,
 )
 from datamodules.convert.rich_people import DATASET, Bodies, see
-from datamodules.convert.run import (
-    Conversion,
-    Job,
-    JobPlan,
-    PlannedFrame,
-    RunOptions,
-    Skipped,
-    Split,
-    Summary,
-    every_nth,
-    finished,
-    run_conversion,
-)
+from datamodules.convert.run import Conversion, Job, JobPlan, PlannedFrame, every_nth, run_conversion
 from datamodules.convert.smplx_model import find_smplx_model, read_smplx_model
 from datamodules.convert.smplx_to_smpl import SmplxToSmpl, find_transfer, read_transfer, rest_correspondence
+from datamodules.convert.summary import RunOptions, Skipped, Split, Summary
 from datamodules.crops import decode_jpeg
 from datamodules.store import FrameRow, StoredImage
 

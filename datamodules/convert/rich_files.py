@@ -21,8 +21,8 @@ from bodies.errors import InputError, one_line
 from bodies.model_files import Gender
 from bodies.safe_pickle import load_pickle
 from datamodules.convert.fields import Fields
-from datamodules.convert.run import Split
 from datamodules.convert.smplx_model import SmplxParameters
+from datamodules.convert.summary import Split
 from datamodules.crops import jpeg_size_px
 
 FOLDERS: Final[Mapping[Split, str]] = {"train": "train", "validation": "val", "test": "test"}

@@ -11,36 +11,23 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from bodies.errors import InputError
-from bodies.safe_write import whole_file
-from datamodules.store import FrameRow, FrameStore, FrameWriter, StoredImage
+from datamodules.convert.summary import RunOptions, Skipped, Split, Summary, write_skipped
+from datamodules.store import FrameRow, FrameWriter, StoredImage
 from datamodules.store_layout import OPTIONAL_COLUMNS, POSE_COLUMNS
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Split = Literal["train", "validation", "test"]
 
 #: Jobs in flight per thread: enough to keep all busy, few enough that memory does not grow with the data set.
 _IN_FLIGHT: Final = 2
-
-
-class Skipped(NamedTuple):
-    """Something of the source that did not become rows."""
-
-    name: str
-    """Which row, clip or file."""
-    reason: str
-    """Why, the same words for the same cause."""
-    rows: int = 1
-    """How many rows it would have been; 0 for a whole file of which that is not known."""
 
 
 class PlannedFrame(NamedTuple):
@@ -51,7 +38,7 @@ class PlannedFrame(NamedTuple):
     frame: int
     """Number of the frame in its recording."""
     rows: tuple[FrameRow, ...]
-    """The people; `FrameRow.image` is set when the image is stored."""
+    """The people; `FrameRow.image` counts for nothing, the image is known when it is stored."""
 
 
 class JobPlan(NamedTuple):
@@ -101,64 +88,6 @@ class Conversion:
     """What was left out before there were jobs."""
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """How a conversion is done.
-
-    Raises:
-        InputError: If there are fewer than no threads.
-    """
-
-    workers: int | None = None
-    """Threads; by default one per core."""
-    dry_run: bool = False
-    """Count what would be made, and write nothing."""
-    overwrite: bool = False
-    """Make the file anew if it is there already."""
-    quiet: bool = False
-    """Show no progress bar."""
-
-    def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 0:
-            raise InputError(f"workers {self.workers}: there cannot be fewer than none")
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What came of a conversion."""
-
-    out: Path
-    """The frames file."""
-    rows: int
-    """Rows in it, or, of a dry run, rows that it would have at most."""
-    state: Literal["written", "planned", "complete"]
-    """`complete`: the file was there already."""
-    skipped: tuple[Skipped, ...] = ()
-    """What was left out."""
-    notes: tuple[str, ...] = ()
-    """Facts that the user should see."""
-
-    def with_note(self, note: str) -> "Summary":
-        """The same with one more note."""
-        return replace(self, notes=(*self.notes, note))
-
-
-def finished(out: Path, dataset: str, split: Split, options: RunOptions) -> Summary | None:
-    """The summary of a file that an earlier run completed, or None if there is something to do.
-
-    Raises:
-        InputError: If there is a file of another kind, data set or split, which is not to be overwritten.
-    """
-    if options.overwrite or options.dry_run or not out.exists():
-        return None
-    store = FrameStore(out)
-    if (store.dataset, store.split) != (dataset, split):
-        raise InputError(
-            f"{out}: it holds {store.dataset}, {store.split}; give --overwrite to write {dataset}, {split}"
-        )
-    return Summary(out, len(store), "complete")
-
-
 def run_conversion(conversion: Conversion, out: Path, options: RunOptions) -> Summary:
     """Does all jobs and writes the file.
 
@@ -184,7 +113,8 @@ def run_conversion(conversion: Conversion, out: Path, options: RunOptions) -> Su
             skipped += left_out
             indices = writer.add_images([image for image, _ in made])
             writer.add_rows(
-                [replace(row, image=index) for index, (_, rows) in zip(indices, made, strict=True) for row in rows]
+                [row for _, rows in made for row in rows],
+                [index for index, (_, rows) in zip(indices, made, strict=True) for _ in rows],
             )
         if not len(writer):
             reason = f": all of the source was skipped, the first because {skipped[0].reason}" if skipped else ""
@@ -199,8 +129,8 @@ def _make(
 ) -> tuple[list[tuple[StoredImage, tuple[FrameRow, ...]]], tuple[Skipped, ...]]:
     """The images of a job with the rows that are not stored yet."""
     plan = _sound(job.plan())
-    todo = [frame._replace(rows=tuple(row for row in frame.rows if not done(row.row_id))) for frame in plan.frames]
-    todo = [frame for frame in todo if frame.rows]
+    left = [(frame, tuple(row for row in frame.rows if not done(row.row_id))) for frame in plan.frames]
+    todo = [frame if len(rows) == len(frame.rows) else frame._replace(rows=rows) for frame, rows in left if rows]
     made, skipped = [], list(plan.skipped)
     for frame, image in zip(todo, job.images(todo) if todo else (), strict=True):
         if isinstance(image, str):
@@ -248,31 +178,6 @@ def every_nth(every: int) -> int:
     if every < 1:
         raise InputError(f"every {every}: it must be 1 or more")
     return every
-
-
-def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
-    """Lists what was skipped, one a line: name, number of rows, reason. A list that was there before is replaced."""
-    if not skipped:
-        path.unlink(missing_ok=True)
-        return
-    with whole_file(path) as temporary:
-        temporary.write_text("".join(f"{entry.name}\t{entry.rows}\t{entry.reason}\n" for entry in skipped))
-
-
-def summary_table(summary: Summary) -> Table:
-    """How many rows there are, and for each reason how many were skipped and the first of them."""
-    title = {"written": "wrote", "planned": "would write", "complete": "is complete already:"}[summary.state]
-    table = Table("", "rows", "for example", title=f"{title} {summary.out}")
-    table.add_row("converted", str(summary.rows), "")
-    counts: dict[str, list[Skipped]] = {}
-    for entry in summary.skipped:
-        counts.setdefault(entry.reason, []).append(entry)
-    for reason, entries in sorted(counts.items(), key=lambda pair: -sum(entry.rows for entry in pair[1])):
-        rows = sum(entry.rows for entry in entries)
-        table.add_row(f"skipped: {reason}", str(rows) if rows else f"{len(entries)} files", entries[0].name)
-    for note in summary.notes:
-        table.add_row(note, "", "")
-    return table
 
 
 def _progressing(items: Sequence[Item], work: Callable[[Item], Result], options: RunOptions) -> Iterator[Result]:

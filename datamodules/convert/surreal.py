@@ -26,27 +26,17 @@ from typing import Final
 
 import cv2
 import numpy as np
-import torch
 from jaxtyping import Bool, Float64, Shaped
 from numpy import ndarray
 from scipy.spatial.transform import Rotation
 
-from bodies.body_model import BodyModel
 from bodies.errors import InputError
-from bodies.model_files import Gender, load_body_model
-from datamodules.convert.run import (
-    Conversion,
-    Job,
-    JobPlan,
-    PlannedFrame,
-    RunOptions,
-    Skipped,
-    Split,
-    Summary,
-    every_nth,
-    finished,
-    run_conversion,
-)
+from bodies.model_files import Gender
+from bodies.rest_joints import RestJoints
+from datamodules.convert.complete import finished
+from datamodules.convert.gendered import load_gendered
+from datamodules.convert.run import Conversion, Job, JobPlan, PlannedFrame, every_nth, run_conversion
+from datamodules.convert.summary import RunOptions, Skipped, Split, Summary
 from datamodules.convert.surreal_files import INFO_SUFFIX, VIDEO_SUFFIX, Clip, find_clips, read_clip
 from datamodules.store import FrameRow, StoredImage
 
@@ -65,6 +55,9 @@ CHECKED_FRAMES: Final = 8
 
 #: World to the camera of the mirrored image, without the shift.
 _WORLD_TO_CAMERA: Final = np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])
+_TURN_TO_CAMERA: Final = Rotation.from_matrix(_WORLD_TO_CAMERA)
+#: From the world of the MoCap, z up, to that of the clips.
+_UPRIGHT: Final = Rotation.from_euler("x", 90, degrees=True)
 
 
 def convert_surreal(
@@ -88,8 +81,7 @@ def convert_surreal(
         return complete
     every_nth(every)
     root, clips = find_clips(source, split)
-    genders: tuple[Gender, ...] = ("male", "female")
-    bodies = {gender: load_body_model(body, gender) for gender in genders}
+    bodies = load_gendered(body, ("male", "female"))
     jobs = tuple(_ClipJob(clip, clip.relative_to(root).as_posix(), bodies, every) for clip in clips)
     settings: dict[str, str | int] = {"source": str(source.resolve()), "every": every}
     return run_conversion(Conversion(DATASET, split, str(body), jobs, settings), out, options)
@@ -98,7 +90,7 @@ def convert_surreal(
 class _ClipJob(Job):
     """Reads one clip."""
 
-    def __init__(self, path: Path, name: str, bodies: Mapping[Gender, BodyModel], every: int) -> None:
+    def __init__(self, path: Path, name: str, bodies: Mapping[Gender, RestJoints], every: int) -> None:
         self._video = path.with_name(f"{path.name}{VIDEO_SUFFIX}")
         self._info = path.with_name(f"{path.name}{INFO_SUFFIX}")
         self._name, self._bodies, self._every = name, bodies, every
@@ -151,13 +143,13 @@ def mirrored_jpegs(video: Path, wanted: set[int]) -> tuple[dict[int, bytes], int
     return found, count
 
 
-def plan_clip(clip: Clip, name: str, body: BodyModel, every: int) -> JobPlan:
+def plan_clip(clip: Clip, name: str, body: RestJoints, every: int) -> JobPlan:
     """The rows of a clip.
 
     Args:
         clip: The info file.
         name: Path of the clip below `cmu`, without suffix.
-        body: Body model of its gender.
+        body: Joints of the body model of its gender.
         every: Take every n-th frame.
 
     Raises:
@@ -173,10 +165,11 @@ def plan_clip(clip: Clip, name: str, body: BodyModel, every: int) -> JobPlan:
     problem[good & ~inside] = "no joint is in the image"
     focal_px, center_px = np.full(2, FOCAL_PX), np.array([WIDTH / 2, HEIGHT / 2])
     planned, skipped = [], []
+    problems = problem.tolist()
     for frame in range(0, len(pose), every):
         row_id = f"{DATASET}/{name}/{frame:03d}/0"
-        if problem[frame]:
-            skipped.append(Skipped(row_id, problem[frame]))
+        if problems[frame]:
+            skipped.append(Skipped(row_id, problems[frame]))
             continue
         row = FrameRow(
             row_id=row_id,
@@ -210,7 +203,7 @@ def _problems(clip: Clip) -> Shaped[ndarray, " frames"]:
 
 
 def _in_camera(
-    clip: Clip, good: Bool[ndarray, " frames"], body: BodyModel
+    clip: Clip, good: Bool[ndarray, " frames"], body: RestJoints
 ) -> tuple[Float64[ndarray, "frames 72"], Float64[ndarray, "frames 3"], Float64[ndarray, "frames 24 3"]]:
     """Pose, translation, and the joints of the file, as the camera of the mirrored image sees them.
 
@@ -220,22 +213,19 @@ def _in_camera(
     # Frames that cannot be used get numbers that do no harm.
     pose = np.where(good[:, None], clip.pose, 0)
     camera_m = np.nan_to_num(clip.camera_m)
-    upright = Rotation.from_euler("x", 90, degrees=True)
-    root_world = upright * Rotation.from_rotvec(np.outer(np.where(good, clip.turn_rad, 0), (0, 0, 1)))
-    root = Rotation.from_matrix(_WORLD_TO_CAMERA) * root_world * Rotation.from_rotvec(pose[:, :3])
+    root_world = _UPRIGHT * Rotation.from_rotvec(np.outer(np.where(good, clip.turn_rad, 0), (0, 0, 1)))
+    root = _TURN_TO_CAMERA * root_world * Rotation.from_rotvec(pose[:, :3])
     pose = np.concatenate([root.as_rotvec(), pose[:, 3:]], axis=1)
     joints_cam = (np.where(good[:, None, None], clip.joints_m, camera_m) - camera_m) @ _WORLD_TO_CAMERA.T
-    # Shapes are constant in a clip, so that is one row.
-    betas, which = np.unique(np.where(good[:, None], clip.betas, 0), axis=0, return_inverse=True)
-    rest = body.shape_joints(torch.tensor(betas, dtype=torch.float32))[torch.tensor(which.ravel())]
+    rest = body.at_rest(np.where(good[:, None], clip.betas, 0))
     # The root turns about the rest pelvis, so this brings the pelvis to where the file has it.
-    transl = joints_cam[:, 0] - rest[:, 0].double().numpy()
+    transl = joints_cam[:, 0] - rest[:, 0]
     chosen = np.flatnonzero(good)
     chosen = chosen[:: 1 + len(chosen) // CHECKED_FRAMES]
     if len(chosen):
         rotations = Rotation.from_rotvec(pose[chosen].reshape(-1, 3)).as_matrix().reshape(-1, 24, 3, 3)
-        posed = body.pose(rest[torch.tensor(chosen)], torch.tensor(rotations, dtype=torch.float32)).joints
-        error_m = np.linalg.norm(posed.double().numpy() + transl[chosen, None] - joints_cam[chosen], axis=-1)
+        posed = body.posed(rest[chosen], rotations)
+        error_m = np.linalg.norm(posed + transl[chosen, None] - joints_cam[chosen], axis=-1)
         if error_m.mean() > MAX_JOINT_ERROR_M:
             raise InputError("joints3D do not fit the pose of the gendered body")
     return pose, transl, joints_cam
@@ -257,8 +247,10 @@ def _boxes(
     joints_px: Float64[ndarray, "frames 24 2"],
 ) -> tuple[Float64[ndarray, "frames 3"], Bool[ndarray, " frames"]]:
     """Square boxes about what the image shows of the joints, and whether it shows any."""
-    size_px = np.array((WIDTH, HEIGHT))
-    shown = np.clip(joints_px, 0, size_px)
-    inside = np.asarray((shown == joints_px).all(axis=2)).any(axis=1)
-    low, high = shown.min(axis=1), shown.max(axis=1)
-    return np.column_stack([(low + high) / 2, (high - low).max(axis=1) * BOX_MARGIN]), np.asarray(inside)
+    # Joints last: numpy goes over a long last axis many times faster than over one of two.
+    joints_px = np.ascontiguousarray(joints_px.transpose(0, 2, 1))
+    shown = np.minimum(np.maximum(joints_px, 0), np.array([[WIDTH], [HEIGHT]]))
+    unmoved = shown == joints_px
+    low, high = shown.min(axis=2), shown.max(axis=2)
+    boxes = np.column_stack([(low + high) / 2, (high - low).max(axis=1) * BOX_MARGIN])
+    return boxes, (unmoved[:, 0] & unmoved[:, 1]).any(axis=1)

@@ -17,11 +17,12 @@ from numpy import ndarray
 
 from bodies.errors import InputError, one_line
 from bodies.model_files import Gender
-from datamodules.convert.run import Split
+from datamodules.convert.summary import Split
 
 VIDEO_SUFFIX: Final = ".mp4"
 INFO_SUFFIX: Final = "_info.mat"
 FOLDERS: Final[Mapping[Split, str]] = {"train": "train", "validation": "val", "test": "test"}
+_READ: Final = ("gender", "pose", "shape", "zrot", "joints3D", "joints2D", "camLoc")
 #: By the file's code.
 GENDERS: Final[tuple[Gender, Gender]] = ("female", "male")
 
@@ -80,7 +81,8 @@ def read_clip(path: Path) -> Clip:
     except OSError as error:
         raise InputError(f"{path}: it cannot be read ({error.strerror})") from error
     try:
-        content = scipy.io.loadmat(io.BytesIO(data))
+        # The texts, two for each frame, take twice as long as all the numbers.
+        content = scipy.io.loadmat(io.BytesIO(data), variable_names=_READ)
     except Exception as error:  # scipy lets through what zlib, struct and numpy raise
         raise InputError(f"{path}: not a whole MATLAB file ({one_line(error)})") from error
     gender = _numbers(content, "gender", (), path)
@@ -112,4 +114,5 @@ def _numbers(
     fits = array.shape in ((*shape, count), (count, 1), (1, count)) if not shape else array.shape == (*shape, count)
     if array.dtype.kind not in "iuf" or not (fits or (count == 1 and array.shape == shape)):
         raise InputError(f"{path}: {key} is {array.dtype} of shape {array.shape}, expected was {(*shape, count)}")
-    return np.moveaxis(array.reshape(*shape, count).astype(np.float64), -1, 0)
+    axes = range(len(shape))
+    return array.reshape(*shape, count).astype(np.float64).transpose(len(shape), *axes)

@@ -27,25 +27,15 @@ from jaxtyping import Float32, Float64, Shaped
 from numpy import ndarray
 from scipy.spatial.transform import Rotation
 
-from bodies.body_model import BodyModel
 from bodies.camera import transform_to_camera
 from bodies.errors import InputError
-from bodies.model_files import Gender, load_body_model
+from bodies.model_files import Gender
+from bodies.rest_joints import RestJoints
+from datamodules.convert.complete import finished
+from datamodules.convert.gendered import load_gendered
 from datamodules.convert.openpose import BODY25_FROM_COCO18
-from datamodules.convert.run import (
-    Conversion,
-    Job,
-    JobPlan,
-    PlannedFrame,
-    RunOptions,
-    Skipped,
-    Split,
-    Summary,
-    every_nth,
-    finished,
-    in_order,
-    run_conversion,
-)
+from datamodules.convert.run import Conversion, Job, JobPlan, PlannedFrame, every_nth, in_order, run_conversion
+from datamodules.convert.summary import RunOptions, Skipped, Split, Summary
 from datamodules.convert.threedpw_files import Person, Recording, read_recording, sequence_files
 from datamodules.crops import jpeg_size_px
 from datamodules.store import FrameRow, StoredImage
@@ -105,8 +95,7 @@ def convert_threedpw(
         return complete
     every_nth(every)
     files = sequence_files(source, split)
-    genders: tuple[Gender, ...] = ("male", "female")
-    bodies = {gender: load_body_model(body, gender) for gender in genders}
+    bodies = load_gendered(body, ("male", "female"))
     jobs: list[Job] = []
     skipped: list[Skipped] = []
     errors_m: list[float] = []
@@ -136,13 +125,13 @@ def _image_files(root: Path, recording: Recording) -> set[str]:
 
 
 def plan_recording(
-    recording: Recording, bodies: Mapping[Gender, BodyModel], images: set[str], every: int
+    recording: Recording, bodies: Mapping[Gender, RestJoints], images: set[str], every: int
 ) -> tuple[JobPlan, list[float]]:
     """The rows of a sequence, and each person's mean distance of the file's joints to the body model's, in metres.
 
     Args:
         recording: The sequence.
-        bodies: Body models of the genders in it.
+        bodies: Joints of the body models of the genders in it.
         images: Names of the files in its folder of images.
         every: Take every n-th frame.
 
@@ -168,7 +157,7 @@ def plan_recording(
     return JobPlan(tuple(planned), tuple(skipped)), [error_m for error_m in errors_m if np.isfinite(error_m)]
 
 
-def _checked_joint_error_m(recording: Recording, number: int, bodies: Mapping[Gender, BodyModel]) -> float:
+def _checked_joint_error_m(recording: Recording, number: int, bodies: Mapping[Gender, RestJoints]) -> float:
     person = recording.people[number]
     error_m = joint_error_m(person, bodies[person.gender])
     if error_m > MAX_JOINT_ERROR_M:
@@ -179,7 +168,7 @@ def _checked_joint_error_m(recording: Recording, number: int, bodies: Mapping[Ge
     return error_m
 
 
-def joint_error_m(person: Person, body: BodyModel) -> float:
+def joint_error_m(person: Person, body: RestJoints) -> float:
     """Mean distance of the file's joints to those of the body model, over at most 64 frames; NaN if none is usable."""
     numbers = np.concatenate([person.pose, person.transl, person.joints.reshape(-1, 72)], axis=1)
     finite = np.flatnonzero(np.isfinite(numbers).all(axis=1))
@@ -187,12 +176,12 @@ def joint_error_m(person: Person, body: BodyModel) -> float:
         return float("nan")
     chosen = finite[:: -(-len(finite) // 64)]
     rotations = Rotation.from_rotvec(person.pose[chosen].reshape(-1, 3)).as_matrix().reshape(-1, 24, 3, 3)
-    rest = body.shape_joints(torch.tensor(person.betas[None], dtype=torch.float32)).expand(len(chosen), 24, 3)
-    posed = body.pose(rest, torch.tensor(rotations, dtype=torch.float32)).joints.double().numpy()
+    rest = body.at_rest(person.betas[None])
+    posed = body.posed(np.broadcast_to(rest, (len(chosen), 24, 3)), rotations)
     return float(np.linalg.norm(posed + person.transl[chosen, None] - person.joints[chosen], axis=-1).mean())
 
 
-def see_person(person: Person, world_to_camera: Float64[ndarray, "frames 4 4"], body: BodyModel) -> SeenPerson:
+def see_person(person: Person, world_to_camera: Float64[ndarray, "frames 4 4"], body: RestJoints) -> SeenPerson:
     """Brings a person from the world into the frame of the moving camera."""
     problem = _problems(person, world_to_camera)
     # Frames that cannot be used get numbers that do no harm.
@@ -200,7 +189,7 @@ def see_person(person: Person, world_to_camera: Float64[ndarray, "frames 4 4"], 
     cameras = np.where(good[:, None, None], world_to_camera, np.eye(4))
     root = Rotation.from_rotvec(np.where(good[:, None], person.pose[:, :3], 0)).as_matrix()
     transl = np.where(good[:, None], person.transl, 0)
-    pelvis = body.shape_joints(torch.tensor(person.betas[None], dtype=torch.float32))[:, 0].double()
+    pelvis = torch.tensor(body.pelvis(person.betas[None])).double()
     root_cam, transl_cam = transform_to_camera(
         torch.tensor(cameras), torch.tensor(root), pelvis.expand(len(cameras), 3), torch.tensor(transl)
     )

@@ -16,7 +16,7 @@ from numpy import ndarray
 from bodies.errors import InputError
 from bodies.model_files import Gender
 from bodies.safe_pickle import load_pickle
-from datamodules.convert.run import Split
+from datamodules.convert.summary import Split
 
 _GENDERS: Final[Mapping[str, Gender]] = {"m": "male", "f": "female", "male": "male", "female": "female"}
 _REQUIRED: Final = (
