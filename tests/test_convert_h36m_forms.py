@@ -142,7 +142,10 @@ def test_large_shapes_are_kept(world, body, tmp_path):
     for subject in (9, 11):
         h36m.write_annotations(tmp_path / "large", large, subject, (FRONTAL,))
     convert_h36m(tmp_path / "large", tmp_path / "out.h5", "test", body, options=QUIET)
-    for (sequence, frame), (row, _) in h36m.rows_of(tmp_path / "out.h5").items():
+    rows = h36m.rows_of(tmp_path / "out.h5")
+    assert rows
+    assert all(row.betas[0] == pytest.approx(3.5) for row, _ in rows.values())
+    for (sequence, frame), (row, _) in rows.items():
         h36m.check_against_truth(row, shot(large, sequence, frame), body, sequence)
 
 

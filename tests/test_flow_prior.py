@@ -1,7 +1,6 @@
 """ProHMR's flow as a prior: its density against the flow layer by layer, its files, and fits with it."""
 
 import math
-import os
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 from fit_cases import check_solvers_agree, disturbed, keypoints_of, people, tiny_body
 from roma import rotmat_to_rotvec
 from scipy.spatial.transform import Rotation
-from tiny_priors import OracleFlow, randomized, tiny_flow, write_prohmr
+from tiny_priors import Malicious, OracleFlow, randomized, tiny_flow, write_prohmr
 
 from bodies import BodyParameters, InputError
 from fitting import (
@@ -233,14 +232,6 @@ def test_bad_weights_are_refused(tmp_path, oracle, change, cause):
         FlowPrior.load(path)
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
-
-
-class Malicious:
-    def __init__(self, trace):
-        self.trace = trace
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.trace),)
 
 
 def test_missing_damaged_and_malicious_files_are_named(tmp_path, oracle):

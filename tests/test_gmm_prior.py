@@ -1,11 +1,11 @@
 """The Gaussian mixture prior: its energy against a plain reading of the formula, its files, and the stand-in."""
 
-import os
 import pickle
 
 import numpy as np
 import pytest
 import torch
+from tiny_priors import Malicious
 
 from bodies import InputError
 from commands.prior import SMALLEST_STD_RAD, bake
@@ -217,14 +217,6 @@ def test_files_that_are_no_mixture_are_refused(tmp_path, arrays):
 def test_a_missing_file_says_where_to_get_it(tmp_path):
     with pytest.raises(InputError, match=r"gmm_08\.pkl comes with SMPLify.*standin"):
         GmmPrior.load(tmp_path / "gmm_08.pkl")
-
-
-class Malicious:
-    def __init__(self, trace):
-        self.trace = trace
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.trace),)
 
 
 def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path, arrays):
