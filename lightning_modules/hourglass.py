@@ -19,120 +19,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bodies.errors import InputError
+from lightning_modules.blocks import NORM_GROUPS, Encoder, Hourglass, NormKind, ResidualModule, make_norm, residuals
+from lightning_modules.convex_upsampling import ConvexUpsampling
 from renderers.maps import MAP_CHANNELS, NUM_MAP_CHANNELS
 
 RenderInputs = Literal["all", "no_texture", "texture_only"]
 """Which renderings the network looks at: all, all but the person's texture, or the texture alone."""
 
-NormKind = Literal["batch", "group"]
-"""Batch norm as in the paper, or group norm, which does not depend on the other samples of the batch."""
-
 NUM_SURFACE_CHANNELS: Final = 4
 """Channels of a surface output: the person's logit and the three coordinates of `unique_vertex_colors`."""
-
-_NORM_GROUPS: Final = 8
-
-
-class Bottleneck(nn.Module):
-    """ResNet's bottleneck block at stride 1: 1x1, 3x3, 1x1, each with norm, ReLU after the sum."""
-
-    def __init__(self, in_channels: int, mid_channels: int, out_channels: int, norm: NormKind) -> None:
-        super().__init__()
-        self.residual = nn.Sequential(
-            nn.Conv2d(in_channels, mid_channels, 1, bias=False),
-            _norm(norm, mid_channels),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(mid_channels, mid_channels, 3, padding=1, bias=False),
-            _norm(norm, mid_channels),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(mid_channels, out_channels, 1, bias=False),
-            _norm(norm, out_channels),
-        )
-        self.shortcut: nn.Module = nn.Identity()
-        if in_channels != out_channels:
-            projection = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-            self.shortcut = nn.Sequential(projection, _norm(norm, out_channels))
-
-    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch out height width"]:
-        """Same size, `out_channels` channels."""
-        return functional.relu(self.residual(x) + self.shortcut(x))
-
-
-class Encoder(nn.Sequential):
-    """The first stage of ResNet-50 without max pooling: 7x7 convolution, norm, ReLU, then bottlenecks.
-
-    Args:
-        in_channels: Channels of the input.
-        stem_width: Channels of the 7x7 convolution and inside the bottlenecks; 64 in ResNet-50.
-        width: Channels of the output; 256 in ResNet-50.
-        blocks: Number of bottlenecks; 3 in ResNet-50.
-        stride: Stride of the 7x7 convolution.
-        norm: Kind of normalisation.
-    """
-
-    def __init__(self, in_channels: int, stem_width: int, width: int, blocks: int, stride: int, norm: NormKind) -> None:
-        inputs = [stem_width] + [width] * (blocks - 1)
-        super().__init__(
-            nn.Conv2d(in_channels, stem_width, 7, stride=stride, padding=3, bias=False),
-            _norm(norm, stem_width),
-            nn.ReLU(inplace=True),
-            *(Bottleneck(channels, stem_width, width, norm) for channels in inputs),
-        )
-
-
-class ResidualModule(nn.Module):
-    """The hourglass paper's residual module: a bottleneck with norm and ReLU before each convolution."""
-
-    def __init__(self, in_channels: int, out_channels: int, norm: NormKind) -> None:
-        super().__init__()
-        mid_channels = out_channels // 2
-        # A ReLU can be in place here: the norm before it made a new tensor, so the shortcut keeps its input.
-        self.residual = nn.Sequential(
-            _norm(norm, in_channels),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(in_channels, mid_channels, 1, bias=False),
-            _norm(norm, mid_channels),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(mid_channels, mid_channels, 3, padding=1, bias=False),
-            _norm(norm, mid_channels),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(mid_channels, out_channels, 1),
-        )
-        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-
-    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch out height width"]:
-        """Same size, `out_channels` channels."""
-        return self.residual(x) + self.shortcut(x)
-
-
-class Hourglass(nn.Module):
-    """One hourglass: residual modules at `depth` halvings of the resolution and back, with a skip at each level.
-
-    Args:
-        width: Channels of input and output.
-        depth: How often the resolution is halved.
-        blocks: Residual modules in a row wherever the paper has one.
-        norm: Kind of normalisation.
-        most_width: The channels double with each halving until there are this many; by default, as in the paper, they
-            stay the same.
-    """
-
-    def __init__(self, width: int, depth: int, blocks: int, norm: NormKind, most_width: int | None = None) -> None:
-        super().__init__()
-        low = width if most_width is None else min(2 * width, most_width)
-        self.skip = _residuals(width, width, blocks, norm)
-        self.down = _residuals(width, low, blocks, norm)
-        self.inner: nn.Module
-        if depth > 1:
-            self.inner = Hourglass(low, depth - 1, blocks, norm, most_width)
-        else:
-            self.inner = _residuals(low, low, blocks, norm)
-        self.up = _residuals(low, width, blocks, norm)
-
-    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Same size and channels."""
-        low = self.up(self.inner(self.down(functional.max_pool2d(x, 2))))
-        return self.skip(x) + functional.interpolate(low, scale_factor=2.0, mode="nearest")
 
 
 class NetworkOutput(NamedTuple):
@@ -167,6 +62,8 @@ class DisplacementNetwork(nn.Module):
         surface_outputs: Each stack also says which pixels show the person, and which point of the body, and hands that
             to the next one. Not in the paper: a network that trains for hours and not for weeks learns faster with it
             (`RefinementModule`'s `surface_weight`).
+        convex_upsampling: The last stack's prediction is upsampled along the edges of the rendering, see
+            `ConvexUpsampling`, the others' bilinearly. Not in the paper, where the features are as large as the crop.
         zero_init_outputs: Start from zero displacement. Networks of the size that a CPU can train learn from the
             first hundreds of steps with this, and not for long without.
     """
@@ -186,6 +83,7 @@ class DisplacementNetwork(nn.Module):
         output_scale_px: float = 1.0,
         most_width: int | None = None,
         surface_outputs: bool = False,
+        convex_upsampling: bool = False,
         zero_init_outputs: bool = True,
     ) -> None:
         super().__init__()
@@ -195,6 +93,8 @@ class DisplacementNetwork(nn.Module):
         _check_sizes(width, stem_width, width if most_width is None else most_width, norm, **counts, **blocks)
         if not (math.isfinite(output_scale_px) and output_scale_px > 0):
             raise InputError(f"output_scale_px must be positive, got {output_scale_px}")
+        if convex_upsampling and feature_stride == 1:
+            raise InputError("convex_upsampling has nothing to upsample where feature_stride is 1")
         self.image_channels = image_channels
         self.stacks = stacks
         self.feature_stride = feature_stride
@@ -208,9 +108,9 @@ class DisplacementNetwork(nn.Module):
         self.hourglasses = nn.ModuleList(
             nn.Sequential(
                 Hourglass(width, depth, hourglass_blocks, norm, most_width),
-                _residuals(width, width, hourglass_blocks, norm),
+                residuals(width, width, hourglass_blocks, norm),
                 nn.Conv2d(width, width, 1, bias=False),
-                _norm(norm, width),
+                make_norm(norm, width),
                 nn.ReLU(inplace=True),
             )
             for _ in range(stacks)
@@ -222,6 +122,7 @@ class DisplacementNetwork(nn.Module):
         surfaces = stacks if surface_outputs else 0
         self.surface_outputs = nn.ModuleList(nn.Conv2d(width, NUM_SURFACE_CHANNELS, 1) for _ in range(surfaces))
         self.merge_surfaces = nn.ModuleList(nn.Conv2d(NUM_SURFACE_CHANNELS, width, 1) for _ in range(surfaces - 1))
+        self.upsampling = ConvexUpsampling(width, used, feature_stride, hidden=width) if convex_upsampling else None
         self._initialise(zero_init_outputs)
         # Channels last in memory halves the time of a step in bfloat16 on a CPU, and is what tensor cores read.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -266,7 +167,7 @@ class DisplacementNetwork(nn.Module):
                 x = x + self.merge_features[stack](refined) + self.merge_predictions[stack](predictions[-1])
                 x = x + self.merge_surfaces[stack](surfaces[-1]) if surfaces else x
         surface = torch.stack(surfaces, dim=1).float() if surfaces else None
-        return NetworkOutput(self._to_pixels(torch.stack(predictions, dim=1)), surface)
+        return NetworkOutput(self._to_pixels(predictions, refined, renderings), surface)
 
     def check_size(self, height: int, width: int) -> None:
         """Refuses an input size that the network cannot halve as often as it needs.
@@ -281,15 +182,17 @@ class DisplacementNetwork(nn.Module):
                 f"(feature stride {self.feature_stride} x 2^depth), got {height} x {width}"
             )
 
-    def _to_pixels(self, predictions: Tensor) -> Tensor:
-        """Scales to pixels and upsamples bilinearly, in float32 so that no rounding is added to the network's own."""
-        dtype = torch.promote_types(predictions.dtype, torch.float32)
-        displacement = predictions.to(dtype) * self.output_scale_px
+    def _to_pixels(self, predictions: list[Tensor], features: Tensor, renderings: Tensor) -> Tensor:
+        """Scales to pixels and upsamples, in float32 so that no rounding is added to the network's own."""
+        dtype = torch.promote_types(predictions[0].dtype, torch.float32)
+        maps = [prediction.to(dtype) * self.output_scale_px for prediction in predictions]
         if self.feature_stride == 1:
-            return displacement
-        maps = displacement.flatten(0, 1)
-        maps = functional.interpolate(maps, scale_factor=float(self.feature_stride), mode="bilinear")
-        return maps.unflatten(0, predictions.shape[:2])
+            return torch.stack(maps, dim=1)
+        last = [self.upsampling(maps.pop(), features, renderings)] if self.upsampling else []
+        larger = [
+            functional.interpolate(small, scale_factor=float(self.feature_stride), mode="bilinear") for small in maps
+        ]
+        return torch.stack(larger + last, dim=1)
 
     def _initialise(self, zero_init_outputs: bool) -> None:
         for name, module in self.named_modules():
@@ -297,27 +200,14 @@ class DisplacementNetwork(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        if self.upsampling:
+            self.upsampling.start_bilinear()
         # A network that has learned without surfaces starts from what it knows, see `warm_start`.
         for parameter in self.merge_surfaces.parameters():
             nn.init.zeros_(parameter)
         if zero_init_outputs:
             for parameter in self.outputs.parameters():
                 nn.init.zeros_(parameter)
-
-
-def _residuals(in_channels: int, out_channels: int, count: int, norm: NormKind) -> nn.Sequential:
-    inputs = [in_channels] + [out_channels] * (count - 1)
-    return nn.Sequential(*(ResidualModule(channels, out_channels, norm) for channels in inputs))
-
-
-def _norm(kind: NormKind, channels: int) -> nn.Module:
-    match kind:
-        case "batch":
-            return nn.BatchNorm2d(channels)
-        case "group":
-            return nn.GroupNorm(_NORM_GROUPS, channels)
-        case _:
-            assert_never(kind)
 
 
 def _render_slice(render_inputs: RenderInputs) -> slice:
@@ -337,12 +227,12 @@ def _check_sizes(width: int, stem_width: int, most_width: int, norm: NormKind, *
         if count < 1:
             raise InputError(f"{name} must be at least 1, got {count}")
     # Residual modules work inside at half the width.
-    multiple = 2 if norm == "batch" else 2 * _NORM_GROUPS
+    multiple = 2 if norm == "batch" else 2 * NORM_GROUPS
     if width < multiple or width % multiple:
         raise InputError(f"width must be a positive multiple of {multiple} with {norm} norm, got {width}")
     if most_width < width or most_width % multiple:
         raise InputError(f"most_width must be a multiple of {multiple}, at least width {width}, got {most_width}")
-    if stem_width < 1 or (norm == "group" and stem_width % _NORM_GROUPS):
+    if stem_width < 1 or (norm == "group" and stem_width % NORM_GROUPS):
         raise InputError(
             f"stem_width must be a positive multiple of {multiple // 2} with {norm} norm, got {stem_width}"
         )

@@ -88,7 +88,9 @@ def end_point_error_px(
 
     A sample without a rendered pixel has no end-point error: NaN. Not meant for gradients.
     """
-    length = torch.linalg.vector_norm(_masked_error(predicted.detach(), target, mask), dim=2)
+    error = _masked_error(predicted.detach(), target, mask)
+    # On a CPU, `vector_norm` along this dimension takes a hundred times as long, a tenth of a training step.
+    length = (error[:, :, 0].square() + error[:, :, 1].square()).sqrt()
     return length.sum(dim=(2, 3)) / mask.sum(dim=(1, 2))[:, None]
 
 

@@ -11,7 +11,7 @@ from bodies.errors import InputError
 from lightning_modules.checkpoints import read_weights
 
 #: Parts of a network that a checkpoint may lack: they only add to what it has learned.
-_OPTIONAL = ("surface_outputs.", "merge_surfaces.")
+_OPTIONAL = ("surface_outputs.", "merge_surfaces.", "upsampling.")
 _NETWORK = "network."
 
 
@@ -21,7 +21,8 @@ class StartFrom(Callback):
     Optimiser, schedule and step count start anew: to go on with a run, use `--ckpt_path`.
 
     Args:
-        checkpoint: A training or slim checkpoint of a network of the same sizes; `surface_outputs` may be new.
+        checkpoint: A training or slim checkpoint of a network of the same sizes; `surface_outputs` and
+            `convex_upsampling` may be new.
 
     Raises:
         InputError: If the file is missing, no checkpoint of this project, or of a network of other sizes.

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from bodies.errors import InputError
-from lightning_modules.hourglass import Bottleneck, DisplacementNetwork, Encoder, Hourglass
+from lightning_modules.blocks import Bottleneck, Encoder, Hourglass
+from lightning_modules.hourglass import DisplacementNetwork
 from lightning_modules.network_cost import network_cost
 from renderers.maps import NUM_MAP_CHANNELS
 
@@ -78,7 +79,8 @@ def test_upsampling_keeps_pixel_centres(stride):
     """A feature pixel's centre is the centre of the image pixels it covers: a ramp over x stays that ramp."""
     network = _tiny(feature_stride=stride)
     centres = (torch.arange(8) + 0.5) * stride
-    ramp = network._to_pixels(centres.expand(1, 2, 2, 8, 8))[0, 0, 0]
+    unused = torch.zeros(0)
+    ramp = network._to_pixels([centres.expand(1, 2, 8, 8)], unused, unused)[0, 0, 0]
     inside = slice(stride, -stride)  # beyond the outermost feature centres bilinear interpolation holds the last value
     # 1e-5 px: some roundings of numbers up to 32 in float32.
     pixels = torch.arange(8.0 * stride)[inside] + 0.5
