@@ -26,6 +26,7 @@ def refine(
     prior: str | None = None,
     focal_px: float | None = None,
     solver: SolverName | None = None,
+    hold: float | None = None,
     out: Path = Path("out"),
 ) -> int:
     """Fits bodies to the people in photos and draws them before and after.
@@ -54,6 +55,8 @@ def refine(
             the checkpoint, else standin.
         focal_px: Focal length of the camera; by default that of the estimate, else the image's diagonal.
         solver: How to fit: Levenberg-Marquardt (lm), or adam; by default as the checkpoint says, else lm.
+        hold: How strongly each joint is held to the initial estimate, the weight of its squared turn in radians; 0 for
+            not at all. By default 100 for keypoints with --init, and what the checkpoint's fit has with a network.
         out: Folder to write to.
 
     Returns:
@@ -64,10 +67,12 @@ def refine(
     refiner: Refiner
     if checkpoint is not None:
         textures = read_textures(texture, subject)
-        refiner = network_refiner(checkpoint, textures, rounds, body, prior, solver)
+        refiner = network_refiner(checkpoint, textures, rounds, body, prior, solver, hold)
     else:
         _refuse_without_checkpoint(keypoints, texture, subject, rounds)
-        refiner = keypoint_refiner(body, prior, solver)
+        if hold is not None and init is None:
+            raise InputError(f"--hold {hold:g}: without --init there is nothing to hold to")
+        refiner = keypoint_refiner(body, prior, solver, hold)
     failures = 0
     for job in track(jobs, description="Refining", console=console, disable=len(jobs) == 1):
         try:

@@ -1,11 +1,13 @@
 """`snugfit refine` on pictures made by code: what it writes, and what it says of bad input."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import roma
 import torch
 import trimesh
 
@@ -90,6 +92,65 @@ def test_true_initial_estimate_is_kept(scene, body):
         # The priors pull at a pose and a shape that explain the keypoints perfectly; size and depth trade places.
         assert torch.linalg.vector_norm(centred[0] - centred[1], dim=-1).mean() < 0.06
         assert (meshes[0].joints[:, 0] - meshes[1].joints[:, 0]).abs().max() < 0.4
+
+
+def _mean_distance_m(body, path, truth):
+    meshes = [body(read_estimate(path).parameters), body(truth)]
+    centred = [mesh.vertices - mesh.joints[:, :1] for mesh in meshes]
+    return float(torch.linalg.vector_norm(centred[0] - centred[1], dim=-1).mean())
+
+
+def test_noisy_keypoints_do_not_undo_a_good_estimate(scene, body):
+    folder, truth, _, people = scene
+    rng, noisy = np.random.default_rng(3), []
+    for person in people:
+        points = np.array(person["pose_keypoints_2d"]).reshape(25, 3)
+        points[:, :2] += 0.02 * np.ptp(points[:, 1]) * rng.standard_normal((25, 2))
+        noisy.append({"pose_keypoints_2d": points.flatten().tolist()})
+    keypoints = write_keypoints(folder / "noisy.json", noisy)
+    arguments = (folder / "two.png", "--keypoints", keypoints, "--init", folder / "two.npz")
+    errors = {}
+    for hold in ([], ["--hold", 0], ["--hold", 1000]):
+        out = folder / "-".join(map(str, ["out", *hold]))
+        assert run(*arguments, *hold, "--out", out) == 0
+        files = [out / "two" / f"person_{person}" / "parameters.npz" for person in range(2)]
+        errors[out.name] = sum(_mean_distance_m(body, file, truth[[p]]) for p, file in enumerate(files))
+    assert errors["out"] < 0.8 * errors["out---hold-0"]
+    assert errors["out---hold-1000"] < errors["out"]
+
+
+def test_a_limb_that_is_wrong_is_moved_all_the_same(scene, body):
+    """A quarter turn of one shoulder, which good keypoints contradict."""
+    folder, truth, camera, _ = scene
+    wrong = truth.rotations.clone()
+    wrong[:, 16] = wrong[:, 16] @ roma.rotvec_to_rotmat(torch.tensor([0.0, 0.0, torch.pi / 2]))
+    write_estimate(folder / "wrong.npz", replace(truth, rotations=wrong), camera, body.name)
+    arguments = (folder / "two.png", "--keypoints", folder / "two_keypoints.json", "--init", folder / "wrong.npz")
+    assert run(*arguments, "--out", folder / "out") == 0
+    for person in range(2):
+        refined = read_estimate(folder / "out" / "two" / f"person_{person}" / "parameters.npz").parameters
+        joints = [
+            body(parameters).joints[0]
+            for parameters in (refined, truth[[person]], replace(truth, rotations=wrong)[[person]])
+        ]
+        # From the shoulder to the wrist; how far along the line of sight no keypoint says.
+        now, true, before = (joint[20, :2] - joint[16, :2] for joint in joints)
+        assert torch.linalg.vector_norm(now - true) < 0.1 * torch.linalg.vector_norm(before - true)
+
+
+@pytest.mark.parametrize("words", [["--hold", "-1"], ["--hold", "nan"]])
+def test_a_hold_that_makes_no_sense_is_refused(scene, capsys, words):
+    folder, *_ = scene
+    arguments = (folder / "two.png", "--keypoints", folder / "two_keypoints.json", "--init", folder / "two.npz")
+    assert run(*arguments, *words, "--out", folder / "out") == 2
+    assert "--hold" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+
+
+def test_a_hold_without_an_estimate_is_refused(scene, capsys):
+    folder, *_ = scene
+    assert run(folder / "two.png", "--keypoints", folder / "two_keypoints.json", "--hold", 5) == 2
+    assert "--init" in capsys.readouterr().err
 
 
 def test_adam_solves_it_too(scene):
