@@ -19,7 +19,7 @@ from commands._refiners import Refined
 from commands._round_pictures import rounds_picture
 from datamodules.estimates import write_estimate
 from fitting import FitResult
-from lightning_modules.photo_rounds import Round
+from lightning_modules.rounds import Round
 from renderers.drawing import INITIAL_COLOR, REFINED_COLOR, Image, draw_keypoints, draw_mesh, panel
 
 #: Height of the pictures in the overlay; photos are often larger than any screen.

@@ -14,7 +14,7 @@ from commands._photos import Photo
 from datamodules.crops import square_crop_affine, warp_affine
 from datamodules.turned_crop import apply_affine
 from lightning_modules.overlays import flow_rim_px
-from lightning_modules.photo_rounds import Round
+from lightning_modules.rounds import Round
 from renderers.drawing import (
     INITIAL_COLOR,
     NO_FLOW,

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from bodies import InputError
 from commands._person_files import sure_keypoints_error_px, write_person
-from commands._person_textures import read_textures
 from commands._photos import Photo, find_photos, read_photo
-from commands._refiners import Refined, Refiner, SolverName, keypoint_refiner, network_refiner
+from commands._refiners import Refined, Refiner, SolverName, keypoint_refiner
 
 
 def refine(
@@ -66,6 +65,10 @@ def refine(
     jobs = find_photos(images, keypoints, init)
     refiner: Refiner
     if checkpoint is not None:
+        # What a fit to keypoints does not need, and would wait for.
+        from commands._network_refiner import network_refiner
+        from commands._person_textures import read_textures
+
         textures = read_textures(texture, subject)
         refiner = network_refiner(checkpoint, textures, rounds, body, prior, solver, hold)
     else:

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 from numpy import ndarray
 from torch import Tensor
 
@@ -19,9 +19,10 @@ from bodies.camera import NEAR_PLANE_M, square_box
 from datamodules.crops import ImageCamera, warp_affine
 from datamodules.synthetic_frames import BOX_MARGIN
 from datamodules.turned_crop import CropChange, TurnedCrop, turned_crop
-from fitting import FitResult, Smplify, VertexTargets
+from fitting import Smplify, VertexTargets
 from fitting.targets import Targets
 from lightning_modules.refinement import RefinementModule
+from lightning_modules.rounds import PredictedDisplacement, Round
 from renderers import UvTexture, VertexColors, vertex_targets
 from renderers.maps import Texture
 
@@ -42,39 +43,6 @@ class PhotoPeople:
     """Their appearance; see `BatchPreparation.texture`."""
     more_targets: tuple[Targets, ...] = ()
     """What is fitted beside the displacements: keypoints."""
-
-
-@dataclass(frozen=True)
-class PredictedDisplacement:
-    """What the network says of bodies in a photo."""
-
-    box_px: Float[Tensor, "people 3"]
-    """Centre x, centre y and side of the crops in the photo."""
-    displacement_px: Float[Tensor, "people 2 crop crop"]
-    """From where each rendered point is to where the person is, in pixels of the photo."""
-    mask: Bool[Tensor, "people crop crop"]
-    """Where a body was rendered; elsewhere the displacement means nothing."""
-    position_px: Float[Tensor, "people verts 2"]
-    """Where each vertex should be in the photo."""
-    weight: Float[Tensor, "people verts"]
-    """Above 0 for vertices that were seen."""
-
-    def mean_length_px(self) -> Float[Tensor, " people"]:
-        """Mean length of the displacement over each rendered body; NaN where nothing was rendered."""
-        length = torch.linalg.vector_norm(self.displacement_px, dim=1)
-        return (length * self.mask).sum(dim=(1, 2)) / self.mask.sum(dim=(1, 2))
-
-
-@dataclass(frozen=True)
-class Round:
-    """One round for all people of a photo."""
-
-    start: BodyParameters
-    """The bodies that were rendered."""
-    predicted: PredictedDisplacement
-    """What the network said of them."""
-    fit: FitResult
-    """The fit to that; where it was rejected, its bodies are those of the start."""
 
 
 def refine_in_rounds(

@@ -1,6 +1,8 @@
 """`snugfit refine` on pictures made by code: what it writes, and what it says of bad input."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from datamodules.estimates import read_estimate, write_estimate
 from main import main
 
 SIZE = (320, 400)
+PROJECT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,14 @@ def test_writes_everything_for_everyone_and_the_result_is_a_start(scene, body, c
     assert run(folder / "two.png", "--keypoints", folder / "one.json", "--init", first, "--out", folder / "again") == 0
     report = json.loads((folder / "again" / "two" / "person_0" / "report.json").read_text())
     assert report["initial_error_px"] == pytest.approx(report["final_error_px"], rel=0.05)
+
+
+def test_keypoints_alone_do_not_wait_for_what_a_network_needs():
+    script = "import sys, commands.refine\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=PROJECT)
+    modules = set(done.stdout.split())
+    assert "fitting.smplify" in modules
+    assert not modules & {"lightning", "albumentations", "torchmetrics", "wandb", "h5py"}
 
 
 def test_true_initial_estimate_is_kept(scene, body):

@@ -16,7 +16,7 @@ from tiny_refinement import BODY, write_tiny_checkpoint
 from tiny_store import fill, write_frames
 from torch import nn
 
-import commands._refiners
+import commands._network_refiner
 from bodies import BodyParameters, InputError, PinholeCamera, load_body_model
 from commands._fit_cases import disturb, draw_people
 from commands._person_textures import read_textures
@@ -281,7 +281,7 @@ def test_batch_mates_do_not_matter(module, photo, camera, body, truth, initial):
 
 def test_refines_without_keypoints_in_rounds_and_tells_of_each(folder, monkeypatch, module, body, truth, initial):
     Oracle(module, truth)
-    monkeypatch.setattr(commands._refiners, "load_refinement", lambda *_, **__: module)
+    monkeypatch.setattr(commands._network_refiner, "load_refinement", lambda *_, **__: module)
     assert run(folder, "--checkpoint", "oracle.ckpt", "--init", folder / "two.npz", "--rounds", 2) == 0
     for person in range(PEOPLE):
         place = folder / "out" / "two" / f"person_{person}"
@@ -372,7 +372,7 @@ def test_behind_the_camera_is_refused(folder, initial, camera, capsys):
 
 def test_the_network_sees_the_texture_that_was_given(folder, monkeypatch, module, body, truth):
     oracle = Oracle(module, truth[[0]])
-    monkeypatch.setattr(commands._refiners, "load_refinement", lambda *_, **__: module)
+    monkeypatch.setattr(commands._network_refiner, "load_refinement", lambda *_, **__: module)
     rgba = np.full((body.num_vertices, 4), (200, 100, 50, 255), np.uint8)
     np.savez(folder / "look.npz", rgba=rgba)
     words = ["--checkpoint", "oracle.ckpt", "--init", folder / "one.npz"]
