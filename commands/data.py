@@ -29,6 +29,7 @@ def synthesize(
     textures: Path | None = None,
     backgrounds: Path | None = None,
     texture_px: int = 256,
+    surface_points: int = 0,
     workers: int | None = None,
 ) -> None:
     """Makes a SURREAL-like set: dressed bodies of known pose and shape in made or photographed surroundings.
@@ -48,13 +49,14 @@ def synthesize(
         textures: Folder of texture images in the body's UV layout; by default appearances are drawn.
         backgrounds: Folder of photos without people; by default scenes are made.
         texture_px: Side of the stored textures of a body with UV coordinates.
+        surface_points: How many points of each person to add at most as DensePose would report them.
         workers: Processes to use; by default one per core.
     """
     from datamodules.synthetic import synthesize as make_synthetic_set
     from datamodules.synthetic_frames import SyntheticSettings
 
     settings = SyntheticSettings(
-        frames, subjects, split, seed, body, image_size, amass, textures, backgrounds, texture_px
+        frames, subjects, split, seed, body, image_size, amass, textures, backgrounds, texture_px, surface_points
     )
     store = make_synthetic_set(out, settings, workers)
     Console().print(f"wrote {out}: {len(store)} frames of {len(store.subjects)} subjects", soft_wrap=True)

@@ -94,6 +94,8 @@ class SurfaceSample(NamedTuple):
     """Weights of the triangle's corners."""
     weight: Float32[Tensor, "*batch points"]
     """1 for a point, 0 for padding."""
+    sought: Bool[Tensor, "*batch"]
+    """Whether anybody of the data set has points, and there is room for them: who has none then was not found."""
 
 
 class BodySample(NamedTuple):

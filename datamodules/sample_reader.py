@@ -88,6 +88,7 @@ class SampleReader:
             if samples is not None and draw.sample is not None and not 0 <= draw.sample < samples:
                 path = self.estimates[draw.regressor].path
                 raise InputError(f"{path}: has {samples} samples of each row, number {draw.sample} was asked for")
+        self._sought = form.surface_points > 0 and bool(frames.column("surface_count").any())
         self._usable = usable_rows(form.draws, self.estimates, frames)
         self._indices: Int64[ndarray, " rows"] = np.flatnonzero(self._usable)[:: opened.source.every]
         self._distort = None if augmentation is None else PhotometricDistortion(augmentation)
@@ -167,8 +168,9 @@ class SampleReader:
     def _surface(self, frame: StoredFrame, crop: TurnedCrop, draw: Draw) -> SurfaceSample:
         room, (start, stop) = self._form.surface_points, frame.surface_range
         count = min(room, stop - start)
+        numbers = torch.zeros(room, dtype=torch.int64)
         padded = SurfaceSample(
-            torch.zeros(room, 2), torch.zeros(room, dtype=torch.int64), torch.zeros(room, 3), torch.zeros(room)
+            torch.zeros(room, 2), numbers, torch.zeros(room, 3), torch.zeros(room), torch.tensor(self._sought)
         )
         if count == 0:
             return padded

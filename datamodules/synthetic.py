@@ -64,6 +64,8 @@ def synthesize(path: Path, settings: SyntheticSettings, workers: int | None = No
 def _header(settings: SyntheticSettings) -> dict[str, str | int]:
     """What a run that goes on with an interrupted one has to have in common with it."""
     sources = (settings.amass, settings.textures, settings.backgrounds)
+    # Files without points say nothing of them, as they did before there were any.
+    surface = {"surface_points": settings.surface_points} if settings.surface_points else {}
     return {
         "seed": settings.seed,
         "frames": settings.frames,
@@ -71,6 +73,7 @@ def _header(settings: SyntheticSettings) -> dict[str, str | int]:
         "image_size": "x".join(map(str, settings.image_size)),
         "texture_px": settings.texture_px,
         "sources": ", ".join(str(source or "made") for source in sources),
+        **surface,
     }
 
 

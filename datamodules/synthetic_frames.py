@@ -4,18 +4,18 @@ A frame is a posture, a subject, a view, a background, light, occluders and a se
 generator. So any number of processes make the same set.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Bool, Float32, Float64
 from numpy import ndarray
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from bodies import BodyMesh, BodyModel, BodyParameters, InputError, load_body_model
+from bodies import BodyMesh, BodyModel, BodyParameters, InputError, PinholeCamera, load_body_model
 from bodies.joints import KeypointSet
 from datamodules.amass import draw_amass_poses
 from datamodules.backgrounds import list_images, made_background, photo_background
@@ -25,10 +25,11 @@ from datamodules.occluders import draw_occluders
 from datamodules.person_layer import LitBody, body_box_px, draw_body
 from datamodules.poses import sample_poses
 from datamodules.sensor import encoded, photographed
-from datamodules.store_records import FrameRow, StoredImage
+from datamodules.store_records import FrameRow, StoredImage, SurfacePoints
 from datamodules.synthetic_subjects import BETA_JITTER, MAX_BETA, Subject, Wardrobe
+from datamodules.synthetic_surface import detect_surface
 from datamodules.viewpoints import View, draw_view, project
-from renderers import vertex_normals
+from renderers import make_rasterizer, vertex_normals
 
 Split = Literal["train", "validation", "test"]
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
@@ -44,7 +45,7 @@ PHOTO_SHARE: Final = 0.85
 MIN_IMAGE_PX: Final = 32
 MAX_IMAGE_PX: Final = 4096
 
-_FRAME, _SUBJECT, _POSTURE = range(3)
+_FRAME, _SUBJECT, _POSTURE, _SURFACE = range(4)
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,14 @@ class SyntheticSettings:
     """Folder of photos; by default scenes are made."""
     texture_px: int = 256
     """Side of the stored textures of bodies with a UV layout."""
+    surface_points: int = 0
+    """How many points of each person to store at most as DensePose would report them; all else is as without."""
 
     def __post_init__(self) -> None:
         if self.frames < 1 or self.subjects < 1:
             raise InputError(f"frames {self.frames}, subjects {self.subjects}: a set needs at least one of each")
+        if self.surface_points < 0:
+            raise InputError(f"surface points {self.surface_points}: there cannot be fewer than none")
         if self.seed < 0:
             raise InputError(f"seed {self.seed}: it must not be negative")
         if not all(MIN_IMAGE_PX <= side <= MAX_IMAGE_PX for side in self.image_size):
@@ -156,10 +161,13 @@ class FrameMaker:
         pose[:3] = (Rotation.from_matrix(view.rotation) * Rotation.from_rotvec(pose[:3])).as_rotvec()
         # The root turns about the rest pelvis, which is where `upright` has it.
         person = _Person(self._moved(upright, view, pelvis), view.camera, pose, betas, view.pelvis_m - pelvis)
-        pixels = self._picture(rng, person, subject)
+        pixels, visible = self._picture(rng, person, subject)
         name = f"{self.settings.subject_name(number % self.settings.subjects)}/{number:07d}.jpg"
         image = StoredImage(name, encoded(rng, pixels), self.settings.image_size)
-        return MadeFrame(image, self._row(rng, number, person))
+        row = self._row(rng, number, person)
+        if self.settings.surface_points:
+            row = replace(row, surface=self._surface(number, person, visible))
+        return MadeFrame(image, row)
 
     def _posture(self, number: int) -> Float64[ndarray, "72"]:
         """Axis-angle of a body in a y-up world."""
@@ -185,7 +193,10 @@ class FrameMaker:
 
         return BodyMesh(move(mesh.vertices), move(mesh.joints))
 
-    def _picture(self, rng: np.random.Generator, person: _Person, subject: Subject) -> ndarray:
+    def _picture(
+        self, rng: np.random.Generator, person: _Person, subject: Subject
+    ) -> tuple[ndarray, Bool[ndarray, "height width"]]:
+        """The photo, and the pixels that show the person."""
         width, height = self.settings.image_size
         if self._photos and rng.uniform() < PHOTO_SHARE:
             background = photo_background(rng, self._photos, width, height)
@@ -201,8 +212,15 @@ class FrameMaker:
             light=draw_light(rng, background.mean(axis=(0, 1)) / 255),
         )
         image, shown = draw_body(background, body, person.camera)
-        image, _ = draw_occluders(rng, image, shown, body_box_px(body.vertices_m, person.camera))
-        return photographed(rng, image)
+        image, visible = draw_occluders(rng, image, shown, body_box_px(body.vertices_m, person.camera))
+        return photographed(rng, image), visible
+
+    def _surface(self, number: int, person: _Person, visible: Bool[ndarray, "height width"]) -> SurfacePoints:
+        # Of its own, so that a set with points is otherwise the same as one without.
+        rng = np.random.default_rng([*self.settings.entropy(_SURFACE), number])
+        camera = PinholeCamera(*(torch.tensor(part)[None] for part in person.camera))
+        seen = make_rasterizer("cpu")(person.mesh.vertices, self.body.faces, camera, *visible.shape)
+        return detect_surface(rng, seen, visible, self.settings.surface_points)
 
     def _row(self, rng: np.random.Generator, number: int, person: _Person) -> FrameRow:
         subject = self.settings.subject_name(number % self.settings.subjects)

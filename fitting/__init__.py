@@ -7,7 +7,7 @@ from fitting.placement import solve_translation
 from fitting.priors import FlowPrior, GmmPrior, VposerPrior
 from fitting.problem import SPIN_WEIGHTS, FitProblem, TermWeights
 from fitting.smplify import FROM_REST_SCHEDULE, REFINE_SCHEDULE, FitResult, FitStage, FitStatus, Smplify
-from fitting.targets import KeypointTargets, VertexTargets
+from fitting.targets import KeypointTargets, SurfaceTargets, VertexTargets
 
 __all__ = [
     "FROM_REST_SCHEDULE",
@@ -24,6 +24,7 @@ __all__ = [
     "KeypointTargets",
     "LevenbergMarquardt",
     "Smplify",
+    "SurfaceTargets",
     "TermWeights",
     "VertexTargets",
     "VposerPrior",

@@ -1,7 +1,7 @@
 """Points that ride on the bones, and how they move when joints turn and the shape changes.
 
-A point is a fixed combination of vertices and joints: a vertex itself, or a keypoint regressed from many. Skinning
-is linear in where each bone carries its share of a point,
+A point is a fixed combination of vertices and joints: a vertex itself, a place in a triangle, or a keypoint regressed
+from many vertices. Skinning is linear in where each bone carries its share of a point,
 
     x = sum_k c_k,    c_k = G_k m_k + w_k s_k,    s_k = p_k - G_k J_k,
 
@@ -172,6 +172,65 @@ class VertexPoints:
     ) -> Float[Tensor, "batch points 2 pose_features"]:
         """See `BodyPoints`."""
         return self._blended_rows(bones, rows) @ self.pose_directions
+
+
+@dataclass(frozen=True)
+class TrianglePoints:
+    """Places in triangles of the mesh, chosen for each sample by itself: means of three vertices, by their shares."""
+
+    corners: VertexPoints
+    """The corners, the three of a point one after the other."""
+    shares: Float[Tensor, "batch points 3"]
+    """Barycentric coordinates; none is negative."""
+
+    @classmethod
+    def gather(
+        cls,
+        body: BodyModel,
+        triangle_ids: Int64[Tensor, "batch points"],
+        barycentric: Float[Tensor, "batch points 3"],
+    ) -> "TrianglePoints":
+        """The given places, in rows of `BodyModel.faces`."""
+        return cls(VertexPoints.gather(body, body.faces[triangle_ids].flatten(1)), barycentric)
+
+    @property
+    def masses(self) -> Float[Tensor, "batch points joints"]:
+        """See `BodyPoints`."""
+        return self._mean(self.corners.masses)
+
+    def _mean(self, values: Float[Tensor, "batch corners ..."]) -> Float[Tensor, "batch points ..."]:
+        """The mean of what belongs to the corners, for each point."""
+        apart = values.unflatten(1, self.shares.shape[1:])
+        return (apart * self.shares.view(*self.shares.shape, *[1] * (values.ndim - 2))).sum(dim=2)
+
+    def _rows(self, rows: Float[Tensor, "batch points 2 3"]) -> Float[Tensor, "batch corners 2 3"]:
+        return rows.repeat_interleave(3, dim=1)
+
+    def select(self, index: Tensor) -> "TrianglePoints":
+        """See `BodyPoints`."""
+        return TrianglePoints(self.corners.select(index), self.shares[index])
+
+    def contributions(
+        self, bones: Bones, betas: Float[Tensor, "batch betas"]
+    ) -> Float[Tensor, "batch points 3 joints"]:
+        """See `BodyPoints`."""
+        return self._mean(self.corners.contributions(bones, betas))
+
+    def positions(self, bones: Bones, betas: Float[Tensor, "batch betas"]) -> Float[Tensor, "batch points 3"]:
+        """See `BodyPoints`."""
+        return self._mean(self.corners.positions(bones, betas))
+
+    def shape_rows(
+        self, bones: Bones, rows: Float[Tensor, "batch points 2 3"], num_betas: int
+    ) -> Float[Tensor, "batch points 2 betas"]:
+        """See `BodyPoints`."""
+        return self._mean(self.corners.shape_rows(bones, self._rows(rows), num_betas))
+
+    def feature_rows(
+        self, bones: Bones, rows: Float[Tensor, "batch points 2 3"]
+    ) -> Float[Tensor, "batch points 2 pose_features"]:
+        """See `BodyPoints`."""
+        return self._mean(self.corners.feature_rows(bones, self._rows(rows)))
 
 
 @dataclass(frozen=True)

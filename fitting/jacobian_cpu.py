@@ -1,4 +1,4 @@
-"""The quadratic of `terms.reprojection_quadratic` for vertices, in one pass over the points on the CPU.
+"""The quadratic of `terms.reprojection_quadratic` for points of the mesh, in one pass over the points on the CPU.
 
 The same numbers as the tensor code in `fitting.terms`, which is its readable twin, its oracle in the tests, and
 the path on a GPU. As tensor operations the Jacobian takes a dozen passes over arrays of its own size (13 MB for 32
@@ -17,14 +17,14 @@ from torch import Tensor
 from bodies import BodyModel, PinholeCamera
 from bodies.camera import NEAR_PLANE_M
 from bodies.compiled import compiled, run_jobs, split
-from fitting.body_points import Bones, VertexPoints, shift_shape_jacobian
+from fitting.body_points import Bones, TrianglePoints, VertexPoints, shift_shape_jacobian
 
 #: Sums may be reordered and fused; infinities and NaN keep their meaning.
 FAST = {"contract", "reassoc", "nsz"}
 
 
-def vertex_quadratic(
-    points: VertexPoints,
+def mesh_quadratic(
+    points: VertexPoints | TrianglePoints,
     body: BodyModel,
     bones: Bones,
     betas: Float[Tensor, "batch betas"],
@@ -45,19 +45,22 @@ def vertex_quadratic(
     value = betas.new_empty(len(betas))
     gradient = betas.new_empty(len(betas), unknowns)
     hessian = betas.new_empty(len(betas), unknowns, unknowns)
+    vertices = points.corners if isinstance(points, TrianglePoints) else points
     arrays = (
-        *(points.rest(bones, betas), points.masses, points.shape_directions, points.pose_directions),
+        *(vertices.rest(bones, betas), vertices.masses, vertices.shape_directions, vertices.pose_directions),
         *(bones.rotations.flatten(2), bones.joints, bones.shifts, bones.local_rotations),
         *(shift_shape_jacobian(body, bones, betas.shape[1]).flatten(2), transl),
         *(camera.focal_px * scale[:, None], camera.center_px, scale, target_px, weight),
         *(value, gradient, hessian),
+        *((points.shares,) if isinstance(points, TrianglePoints) else ()),
     )
+    accumulate = _accumulate_triangles if isinstance(points, TrianglePoints) else _accumulate
     # Numba computes in float64 as soon as one operand is a Python number: the precision is the tensors' own.
     number = value.numpy().dtype.type
     parents = np.asarray(body.parents, dtype=np.int64)
     constants = (number(sigma), number(NEAR_PLANE_M), parents, free.numpy())
     inputs = tuple(array.contiguous().numpy() for array in arrays)
-    run_jobs(lambda run: _accumulate(*run, *constants, *inputs), split(len(betas), torch.get_num_threads()))
+    run_jobs(lambda run: accumulate(*run, *constants, *inputs), split(len(betas), torch.get_num_threads()))
     return value, gradient, hessian
 
 
@@ -91,15 +94,9 @@ def _accumulate(
             if z < near:
                 total = rest.dtype.type(np.inf)
                 break
-            rx = focal[b, 0] * x / z + (center[b, 0] - target[b, i, 0]) * scale[b]
-            ry = focal[b, 1] * y / z + (center[b, 1] - target[b, i, 1]) * scale[b]
-            squared = rx * rx + ry * ry
-            inlier = sigma * sigma / (sigma * sigma + squared)
-            total += weight[b, i] * squared * inlier
-            influence = (weight[b, i] + weight[b, i]) * inlier * inlier
-            # Rows of the projection's derivative: (ax, 0, az) and (0, by, bz).
-            ax, by = focal[b, 0] / z, focal[b, 1] / z
-            az, bz = -ax * x / z, -by * y / z
+            rx, ry, ax, az, by, bz = _project(b, i, x, y, z, focal, center, scale, target)
+            loss, influence = _robust(weight[b, i], rx, ry, sigma)
+            total += loss
             _turn_rows(b, levers, below, parents, places, ax, az, by, bz, top, bottom)
             if blends:
                 _add_blend_shapes(b, i, pose_directions, blend, turned, ax, az, by, bz, top, bottom)
@@ -107,6 +104,74 @@ def _accumulate(
             _add_products(free, below, blends, influence, rx, ry, top, bottom, slope, product)
         # Each row of the product is complete: joints that have no share of a point are zero in its rows too.
         value[b], gradient[b], hessian[b] = total, slope, product[:, :unknowns]
+
+
+@compiled(fastmath=FAST)
+@no_type_check
+def _accumulate_triangles(
+    first, last, sigma, near, parents, free, rest, masses, shape_directions, pose_directions, world, places, shifts,
+    local, moved, transl, focal, center, scale, target, weight, value, gradient, hessian, shares,
+):  # fmt: skip
+    """`_accumulate` for points that are means of three vertices: their rows are the means of the vertices' rows."""
+    unknowns = gradient.shape[1]
+    joints = parents.shape[0]
+    width = (unknowns + 15) // 16 * 16
+    blends = pose_directions.shape[3] > 0
+    for b in range(first, last):
+        levers, below = np.empty(3 * joints, rest.dtype), np.empty(joints, rest.dtype)
+        blend, along = np.empty((3, 9), rest.dtype), np.empty(moved.shape[2], rest.dtype)
+        levers_of, below_of, along_of = np.empty_like(levers), np.empty_like(below), np.empty_like(along)
+        rows = np.zeros((2, width), rest.dtype)
+        top, bottom = rows[0], rows[1]
+        slope, product = np.zeros(unknowns, rest.dtype), np.zeros((unknowns, width), rest.dtype)
+        turned = _blend_turns(b, world, local)
+        total = rest.dtype.type(0)
+        for i in range(weight.shape[1]):
+            if weight[b, i] <= 0:
+                continue
+            levers[:], below[:], along[:] = 0, 0, 0
+            x, y, z = transl[b, 0], transl[b, 1], transl[b, 2]
+            for c in range(3):
+                at, share = 3 * i + c, shares[b, i, c]
+                if share == 0:
+                    continue
+                px, py, pz = _carry(b, at, rest, masses, world, shifts, moved, levers_of, below_of, blend[c], along_of)
+                x, y, z = x + share * px, y + share * py, z + share * pz
+                _add_corner(
+                    b, at, share, shape_directions, blend[c], levers_of, below_of, along_of, levers, below, along
+                )
+            if z < near:
+                total = rest.dtype.type(np.inf)
+                break
+            rx, ry, ax, az, by, bz = _project(b, i, x, y, z, focal, center, scale, target)
+            loss, influence = _robust(weight[b, i], rx, ry, sigma)
+            total += loss
+            _turn_rows(b, levers, below, parents, places, ax, az, by, bz, top, bottom)
+            for c in range(3):
+                if blends and shares[b, i, c] != 0:
+                    _add_blend_shapes(b, 3 * i + c, pose_directions, blend[c], turned, ax, az, by, bz, top, bottom)
+            _mean_shape_rows(along, ax, az, by, bz, top, bottom, unknowns)
+            _add_products(free, below, blends, influence, rx, ry, top, bottom, slope, product)
+        value[b], gradient[b], hessian[b] = total, slope, product[:, :unknowns]
+
+
+@compiled(inline="always", fastmath=FAST)
+@no_type_check
+def _project(b, i, x, y, z, focal, center, scale, target):
+    """Residual in pixels, and the rows of the projection's derivative: (ax, 0, az) and (0, by, bz)."""
+    rx = focal[b, 0] * x / z + (center[b, 0] - target[b, i, 0]) * scale[b]
+    ry = focal[b, 1] * y / z + (center[b, 1] - target[b, i, 1]) * scale[b]
+    ax, by = focal[b, 0] / z, focal[b, 1] / z
+    return rx, ry, ax, -ax * x / z, by, -by * y / z
+
+
+@compiled(inline="always", fastmath=FAST)
+@no_type_check
+def _robust(weight, rx, ry, sigma):
+    """Robust loss of a residual, and the factor on its gradient and Hessian."""
+    squared = rx * rx + ry * ry
+    inlier = sigma * sigma / (sigma * sigma + squared)
+    return weight * squared * inlier, (weight + weight) * inlier * inlier
 
 
 @compiled(inline="always", fastmath=FAST)
@@ -163,6 +228,24 @@ def _carry(b, i, rest, masses, world, shifts, moved, levers, below, blend, along
 
 @compiled(inline="always", fastmath=FAST)
 @no_type_check
+def _add_corner(b, at, share, directions, blend, levers_of, below_of, along_of, levers, below, along):
+    """Adds a corner's share to what belongs to the point; `along` becomes the whole derivative by shape."""
+    betas = along.shape[0] // 3
+    for k in range(below.shape[0]):
+        below[k] += share * below_of[k]
+    for k in range(levers.shape[0]):
+        levers[k] += share * levers_of[k]
+    for c in range(9):
+        blend[c] *= share
+    for k in range(3):
+        for s in range(betas):
+            turned = blend[3 * k] * directions[b, at, 0, s] + blend[3 * k + 1] * directions[b, at, 1, s]
+            turned += blend[3 * k + 2] * directions[b, at, 2, s]
+            along[k * betas + s] += share * along_of[k * betas + s] + turned
+
+
+@compiled(inline="always", fastmath=FAST)
+@no_type_check
 def _turn_rows(b, levers, below, parents, places, ax, az, by, bz, top, bottom):
     """Rows by omega: adds up what hangs below each joint and measures it from the joint."""
     for k in range(below.shape[0] - 1, -1, -1):
@@ -198,6 +281,20 @@ def _shape_rows(b, i, directions, blend, along, ax, az, by, bz, top, bottom, unk
     for s in range(betas):
         top[first + s] = ux * dx[s] + uy * dy[s] + uz * dz[s] + ax * along[s] + az * along[2 * betas + s]
         bottom[first + s] = vx * dx[s] + vy * dy[s] + vz * dz[s] + by * along[betas + s] + bz * along[2 * betas + s]
+    top[last], top[last + 1], top[last + 2] = ax, 0, az
+    bottom[last], bottom[last + 1], bottom[last + 2] = 0, by, bz
+
+
+@compiled(inline="always", fastmath=FAST)
+@no_type_check
+def _mean_shape_rows(along, ax, az, by, bz, top, bottom, unknowns):
+    """`_shape_rows` of a point whose derivative by shape is summed up already."""
+    betas = along.shape[0] // 3
+    last = unknowns - 3
+    first = last - betas
+    for s in range(betas):
+        top[first + s] = ax * along[s] + az * along[2 * betas + s]
+        bottom[first + s] = by * along[betas + s] + bz * along[2 * betas + s]
     top[last], top[last + 1], top[last + 2] = ax, 0, az
     bottom[last], bottom[last + 1], bottom[last + 2] = 0, by, bz
 

@@ -26,7 +26,7 @@ class FitStatus(Enum):
 
     CONVERGED = "converged"
     STEPS_USED = "stopped at the step limit; the best body so far is returned"
-    NO_EVIDENCE = "not fitted: no keypoint or vertex with a positive weight; the initial estimate is returned"
+    NO_EVIDENCE = "not fitted: no point of the body with a positive weight; the initial estimate is returned"
     INITIAL_NOT_FINITE = "not fitted: the initial estimate or its camera holds non-finite numbers"
     BEHIND_CAMERA = "not fitted: seen points of the initial estimate are behind the camera"
     REJECTED_WORSE = "rejected: the objective rose; the initial estimate is returned"
@@ -89,7 +89,7 @@ class FitResult:
 
 
 class Smplify:
-    """Batched fitting of bodies to keypoints, vertices, or both.
+    """Batched fitting of bodies to keypoints, vertices, points of the surface, or several of these.
 
     Args:
         body: The body model.

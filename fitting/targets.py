@@ -1,21 +1,24 @@
-"""What a fit aims at: keypoints seen in the image, or vertices."""
+"""What a fit aims at: keypoints seen in the image, vertices, or points of the surface between them."""
 
 from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from bodies import BodyModel
+from bodies import BodyModel, InputError
 from bodies.joints import KeypointSet
-from fitting.body_points import KeypointPoints, VertexPoints
+from fitting.body_points import KeypointPoints, TrianglePoints, VertexPoints
 from fitting.terms import PointEvidence
 
 #: Default scales of the robustifier. Of 20, 40 and 80 the first gave the lowest joint error for bodies fitted from
 #: rest to noisy keypoints of postures that the prior was not fitted to.
 KEYPOINT_SIGMA_PX = 20.0
 VERTEX_SIGMA_PX = 20.0
+SURFACE_SIGMA_PX = 20.0
+#: By how much barycentric coordinates may be negative, or their sum off one: they were stored in single precision.
+BARYCENTRIC_SLACK = 1e-3
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,83 @@ class VertexTargets:
         return PointEvidence(points, position, weight * (self.factor / count), self.sigma_px)
 
 
-Targets = KeypointTargets | VertexTargets
+@dataclass(frozen=True)
+class SurfaceTargets:
+    """Where points of the body's surface were seen, as DensePose tells of pixels; every sample has its own."""
+
+    position_px: Float[Tensor, "batch points 2"]
+    """Full-image pixels."""
+    triangle: Int64[Tensor, "batch points"]
+    """Rows of the body model's faces."""
+    barycentric: Float[Tensor, "batch points 3"]
+    """Shares of the triangle's corners in each point; they sum to one."""
+    weight: Float[Tensor, "batch points"]
+    """Zero for padding, which may hold anything; relative reliability otherwise, usually 1."""
+    factor: float = 100.0
+    """Weight of this data term: what `max_points` points together count for, compared with one sure keypoint."""
+    sigma_px: float = SURFACE_SIGMA_PX
+    """Robustifier scale, for a person `terms.PERSON_PX` tall."""
+    max_points: int = 500
+    """At most so many are used of each sample, at even steps through its list."""
+
+    def __post_init__(self) -> None:
+        if self.max_points < 1:
+            raise ValueError(f"max_points must be at least 1, got {self.max_points}")
+
+    def __getitem__(self, index: slice | Tensor) -> Self:
+        return replace(
+            self,
+            position_px=self.position_px[index],
+            triangle=self.triangle[index],
+            barycentric=self.barycentric[index],
+            weight=self.weight[index],
+        )
+
+    def to(self, target: torch.device | str | torch.dtype) -> Self:
+        """The same targets on another device or in another precision; triangles stay whole numbers."""
+        return replace(
+            self,
+            position_px=self.position_px.to(target),
+            triangle=self.triangle if isinstance(target, torch.dtype) else self.triangle.to(target),
+            barycentric=self.barycentric.to(target),
+            weight=self.weight.to(target),
+        )
+
+    def weights(self) -> Float[Tensor, "batch points"]:
+        """Weight of each point, zero where any of its numbers is not finite."""
+        places = self.position_px.isfinite().all(dim=-1) & self.barycentric.isfinite().all(dim=-1)
+        return torch.where(places & self.weight.isfinite(), self.weight, 0).clamp(min=0)
+
+    def evidence(self, body: BodyModel) -> PointEvidence:
+        """These targets as a term of the objective, thinned out to `max_points`.
+
+        Raises:
+            InputError: If a point with a weight is in no triangle of the body, or its shares do not sum to one.
+        """
+        weights = self.weights()
+        self._check(body, weights > 0)
+        chosen, weight = _evenly(weights, min(self.max_points, weights.shape[1]))
+        seen, places = weight > 0, chosen[..., None]
+        shares = torch.where(seen[..., None], self.barycentric.gather(1, places.expand(-1, -1, 3)), 1).clamp(min=0)
+        triangle = torch.where(seen, self.triangle.gather(1, chosen), 0)
+        points = TrianglePoints.gather(body, triangle, shares / shares.sum(dim=-1, keepdim=True))
+        position = self.position_px.gather(1, places.expand(-1, -1, 2))
+        return PointEvidence(points, position, weight * (self.factor / self.max_points), self.sigma_px)
+
+    def _check(self, body: BodyModel, used: Bool[Tensor, "batch points"]) -> None:
+        triangle, shares = self.triangle[used], self.barycentric[used]
+        wrong = triangle[(triangle < 0) | (triangle >= len(body.faces))]
+        if len(wrong):
+            raise InputError(
+                f"a surface point is in triangle {int(wrong[0])}, the body model {body.name} has {len(body.faces)}: "
+                "the points are of another body"
+            )
+        off = ((shares.sum(dim=-1) - 1).abs() > BARYCENTRIC_SLACK) | (shares < -BARYCENTRIC_SLACK).any(dim=-1)
+        if off.any():
+            raise InputError(f"the shares of a surface point's corners are {shares[off][0].tolist()}: not a mean")
+
+
+Targets = KeypointTargets | VertexTargets | SurfaceTargets
 
 
 def _first_seen(
@@ -111,10 +190,33 @@ def _first_seen(
     return chosen[:, :count], weight[:, :count]
 
 
+def _evenly(
+    weights: Float[Tensor, "batch points"], count: int
+) -> tuple[Int64[Tensor, "batch chosen"], Float[Tensor, "batch chosen"]]:
+    """Of each sample `count` of the points that were seen, at even steps through them, and their weights.
+
+    Place k takes number floor(k seen / count) of the seen ones, or number k if there are no more than `count`. Places
+    left over have weight zero.
+    """
+    seen = weights > 0
+    number = seen.cumsum(dim=1) - 1
+    total = seen.sum(dim=1, keepdim=True).clamp(min=max(count, 1))
+    place = (number * count + total - 1) // total
+    # What is not chosen goes to one place more, which is cut off.
+    place = torch.where(seen & (place * total // max(count, 1) == number) & (place < count), place, count)
+    batch, points = weights.shape
+    numbers = torch.arange(points, device=weights.device).expand(batch, -1)
+    chosen = numbers.new_zeros(batch, count + 1).scatter_(1, place, numbers)
+    weight = weights.new_zeros(batch, count + 1).scatter_(1, place, weights)
+    return chosen[:, :count], weight[:, :count]
+
+
 def person_size_px(
     position_px: Float[Tensor, "batch points 2"], weight: Float[Tensor, "batch points"]
 ) -> Float[Tensor, " batch"]:
     """Larger extent of the points that are fitted; 1 px at the least, so that a single point has a defined scale."""
+    if not weight.shape[1]:
+        return weight.new_ones(len(weight))
     seen = (weight > 0)[..., None]
     low = position_px.masked_fill(~seen, float("inf")).amin(dim=1)
     high = position_px.masked_fill(~seen, float("-inf")).amax(dim=1)

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from bodies import BodyModel, BodyParameters, PinholeCamera
 from bodies.camera import NEAR_PLANE_M
-from fitting.body_points import BodyPoints, Bones, VertexPoints, shift_shape_jacobian
-from fitting.jacobian_cpu import vertex_quadratic
+from fitting.body_points import BodyPoints, Bones, TrianglePoints, VertexPoints, shift_shape_jacobian
+from fitting.jacobian_cpu import mesh_quadratic
 
 #: Residuals are measured as if the person were this tall in the image, so that weights and the robustifier's
 #: sigma mean the same for a person near or far. 200 is about the size in the 224 px crops SPIN's weights are for.
@@ -140,8 +140,8 @@ def reprojection_quadratic(
     free: Bool[Tensor, " unknowns"],
 ) -> Quadratic:
     """The same with its closed-form Jacobian (DESIGN section 6); right in the block of the `free` unknowns."""
-    if isinstance(evidence.points, VertexPoints) and evidence.weight.device.type == "cpu":
-        term = vertex_quadratic(
+    if isinstance(evidence.points, VertexPoints | TrianglePoints) and evidence.weight.device.type == "cpu":
+        term = mesh_quadratic(
             evidence.points,
             body,
             bones,

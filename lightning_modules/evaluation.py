@@ -5,7 +5,9 @@ pixels by the initial estimate's camera. The numbers of a row are columns called
 
 A sample is held against its measured joints where it has them and the protocol scores such (`metrics.true_points`).
 Where it has no true body besides (Human3.6M's test set), the errors of vertices, pixels and maps are undefined, and
-so is everything about the fit to the true displacements.
+so is everything about the fit to the true displacements. The fit to DensePose points is undefined where nobody of the
+data set has any; somebody who has none in a data set with such points keeps the initial estimate, as everybody does
+whose keypoints were not detected.
 """
 
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bodies import BodyMesh, BodyModel, BodyParameters
+from bodies import BodyMesh, BodyModel, BodyParameters, InputError
 from datamodules.sample import RefinementBatch
 from fitting import FitResult, FitStatus, Smplify
 from fitting.targets import Targets
@@ -37,12 +39,13 @@ RefinementRow = Literal[
     "initial",
     "keypoints_detected",
     "keypoints_true",
+    "densepose",
     "displacements",
     "displacements_and_keypoints",
     "displacements_true",
 ]
-"""The initial estimate as it is, or fitted to: OpenPose keypoints as detected (noisy); as annotated; the network's
-displacements; these and the detected keypoints; the true displacements."""
+"""The initial estimate as it is, or fitted to: OpenPose keypoints as detected (noisy); as annotated; DensePose points
+as detected; the network's displacements; these and the detected keypoints; the true displacements."""
 
 #: What every row has, and what those have that were fitted.
 ROW_NUMBERS: Final = (*POSE_ERROR_NAMES, "pixel_error_px")
@@ -106,7 +109,11 @@ def row_targets(
     body: BodyModel,
     settings: FittingSettings,
 ) -> tuple[Targets, ...]:
-    """What the fit of a row aims at; nothing for the initial estimate."""
+    """What the fit of a row aims at; nothing for the initial estimate.
+
+    Raises:
+        InputError: If it aims at DensePose points and samples have no room for them.
+    """
     match row:
         case "initial":
             return ()
@@ -114,6 +121,12 @@ def row_targets(
             return (settings.keypoints.targets(batch.detected_keypoints_px),)
         case "keypoints_true":
             return (settings.keypoints.targets(batch.true_keypoints_px),)
+        case "densepose":
+            if not batch.surface.weight.shape[1]:
+                raise InputError(
+                    "the row densepose needs DensePose points: set data.loading.surface_points, say to 500"
+                )
+            return (settings.surface.targets(batch.surface),)
         case "displacements":
             return (displacement_targets(batch, displacement_px, body, settings),)
         case "displacements_and_keypoints":
@@ -196,7 +209,7 @@ def score(
         numbers = [_body_errors(estimate, batch, truth, body, protocol)]
         if row in fits:
             numbers.append(_fit_numbers(fits[row]))
-        parts += [_among(each, batch.has_body) for each in numbers] if row == "displacements_true" else numbers
+        parts += [_among(each, _who_can_have(row, batch)) for each in numbers]
     return Scores(torch.cat([p.values for p in parts], dim=1), torch.cat([p.defined for p in parts], dim=1))
 
 
@@ -228,6 +241,16 @@ def _body_errors(
     has_joints = batch.has_body | has_measured_joints(batch.joints_m, protocol)
     defined = [has_joints if name in _OF_JOINTS else batch.has_body for name in ROW_NUMBERS]
     return Scores(torch.cat([errors.stack(), pixels[:, None]], dim=1), torch.stack(defined, dim=1))
+
+
+def _who_can_have(row: RefinementRow, batch: RefinementBatch) -> Bool[Tensor, " batch"]:
+    match row:
+        case "displacements_true":
+            return batch.has_body
+        case "densepose":
+            return batch.surface.sought
+        case _:
+            return torch.ones_like(batch.has_body)
 
 
 def _among(scores: Scores, samples: Bool[Tensor, " batch"]) -> Scores:

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from bodies import BodyModel
 from bodies.joints import KeypointSet
-from fitting import Adam, KeypointTargets, LevenbergMarquardt, Smplify, TermWeights, VertexTargets
+from datamodules.sample import SurfaceSample
+from fitting import Adam, KeypointTargets, LevenbergMarquardt, Smplify, SurfaceTargets, TermWeights, VertexTargets
 from fitting.priors import PosePrior, load_prior
-from fitting.targets import KEYPOINT_SIGMA_PX, VERTEX_SIGMA_PX
+from fitting.targets import KEYPOINT_SIGMA_PX, SURFACE_SIGMA_PX, VERTEX_SIGMA_PX
 
 #: What `FittingSettings.prior` says for a fit without a pose prior.
 NO_PRIOR: Final = "none"
@@ -51,6 +52,23 @@ class KeypointTerm:
 
 
 @dataclass(frozen=True)
+class SurfaceTerm:
+    """Weight of DensePose points in the fit; see `fitting.SurfaceTargets`."""
+
+    factor: float = 100.0
+    """What `max_points` points together count for, compared with one sure keypoint."""
+    sigma_px: float = SURFACE_SIGMA_PX
+    """Robustifier scale, for a person `fitting.terms.PERSON_PX` tall."""
+    max_points: int = 500
+    """At most so many points of each sample are used."""
+
+    def targets(self, surface: SurfaceSample) -> SurfaceTargets:
+        """Targets in full-image pixels."""
+        places = surface.position_px, surface.triangle, surface.barycentric
+        return SurfaceTargets(*places, surface.weight, self.factor, self.sigma_px, self.max_points)
+
+
+@dataclass(frozen=True)
 class FittingSettings:
     """Prior, solver and weights of the fit."""
 
@@ -64,6 +82,8 @@ class FittingSettings:
     """Weight of displacement targets."""
     keypoints: KeypointTerm = field(default_factory=KeypointTerm)
     """Weight of keypoint targets."""
+    surface: SurfaceTerm = field(default_factory=SurfaceTerm)
+    """Weight of DensePose points."""
     chunk_size: int = 64
     """Samples fitted at once."""
 

@@ -1,11 +1,14 @@
 """Bodies in front of cameras, for the tests of the fit."""
 
+from collections.abc import Callable
+
 import torch
 from tiny import body_model
 
 from bodies import BodyModel, BodyParameters, PinholeCamera
-from fitting import Adam, FitStage, FitStatus, KeypointTargets, LevenbergMarquardt, Smplify
+from fitting import Adam, FitStage, FitStatus, KeypointTargets, LevenbergMarquardt, Smplify, SurfaceTargets
 from fitting.priors.base import ImagePrior, PosePrior, PoseQuadratic
+from fitting.targets import Targets
 
 
 class GaussianPrior:
@@ -63,14 +66,31 @@ def keypoints_of(body: BodyModel, parameters: BodyParameters, camera: PinholeCam
     return KeypointTargets(camera.project(points), torch.ones_like(points[..., 0]), **options)
 
 
-def check_solvers_agree(prior: PosePrior | ImagePrior) -> None:
+def surface_of(
+    body: BodyModel, parameters: BodyParameters, camera: PinholeCamera, points: int = 200, **options
+) -> SurfaceTargets:
+    """Where points drawn all over the surface, other ones for each body, are seen."""
+    generator = torch.Generator().manual_seed(9)
+    batch, vertices = len(parameters), body(parameters).vertices
+    triangle = torch.randint(len(body.faces), (batch, points), generator=generator)
+    shares = torch.rand(batch, points, 3, generator=generator, dtype=torch.float64).to(vertices)
+    shares = shares / shares.sum(dim=-1, keepdim=True)
+    corners = torch.stack([vertices[b, body.faces[triangle[b]]] for b in range(batch)])
+    position_px = camera.project((corners * shares[..., None]).sum(dim=2))
+    return SurfaceTargets(position_px, triangle, shares, torch.ones_like(position_px[..., 0]), **options)
+
+
+def check_solvers_agree(
+    prior: PosePrior | ImagePrior | None, targets_of: Callable[..., Targets] = keypoints_of
+) -> None:
     """Where Levenberg-Marquardt ends, the objective that Adam differentiates is flat, and Adam finds nothing lower.
 
-    The prior, if it is one of images, has two; the robustifier is so wide that there is one minimum.
+    The prior, if it is one of images, has two; the robustifier is so wide that there is one minimum. `targets_of` makes
+    the targets of bodies and cameras.
     """
     body = tiny_body()
     truth, camera = people(2, spread=0.1)
-    initial, targets = disturbed(truth, radians=0.05), keypoints_of(body, truth, camera, sigma_px=1e3)
+    initial, targets = disturbed(truth, radians=0.05), targets_of(body, truth, camera, sigma_px=1e3)
     whole = (FitStage("all"),)
     fit = Smplify(body, prior, LevenbergMarquardt(max_steps=600, tolerance=1e-13), schedule=whole)
     best = fit(initial, camera, targets)

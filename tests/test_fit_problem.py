@@ -7,7 +7,7 @@ from fit_cases import GaussianPrior, people, tiny_body
 
 from bodies import BodyParameters
 from fitting import TermWeights
-from fitting.body_points import KeypointPoints, VertexPoints, pose_bones
+from fitting.body_points import KeypointPoints, TrianglePoints, VertexPoints, pose_bones
 from fitting.problem import FitProblem, free_unknowns, retract
 from fitting.terms import (
     PointEvidence,
@@ -27,6 +27,13 @@ def evidence_for(body, batch, kind, dtype=torch.float64, sigma=30.0):
     generator = torch.Generator().manual_seed(7)
     if kind == "keypoints":
         points, count = KeypointPoints.gather(body, "openpose25"), 25
+    elif kind == "surface":
+        triangles = torch.randint(len(body.faces), (batch, 40), generator=generator)
+        shares = torch.rand(batch, 40, 3, generator=generator, dtype=torch.float64) + 0.05
+        shares[:, 1::4, 0] = 0  # on an edge
+        shares[:, 2::4, 1:] = 0  # in a corner
+        shares = shares / shares.sum(dim=-1, keepdim=True)
+        points, count = TrianglePoints.gather(body, triangles, shares.to(dtype)), 40
     else:
         ids = torch.randint(body.num_vertices, (batch, 40), generator=generator)
         points, count = VertexPoints.gather(body, ids), 40
@@ -68,12 +75,17 @@ def test_points_are_those_of_the_mesh():
     ids = torch.tensor([[0, 5, 17], [3, 3, 9], [100, 200, 239]])
     vertices = VertexPoints.gather(body, ids).positions(bones, parameters.betas) + parameters.transl[:, None]
     assert torch.allclose(vertices, mesh.vertices[torch.arange(3)[:, None], ids], atol=1e-12)
+    surface = evidence_for(body, 3, "surface").points
+    corners = mesh.vertices.gather(1, surface.corners.vertex_ids[..., None].expand(-1, -1, 3)).unflatten(1, (40, 3))
+    expected = (corners * surface.shares[..., None]).sum(dim=2)
+    found = surface.positions(bones, parameters.betas) + parameters.transl[:, None]
+    assert torch.allclose(found, expected, atol=1e-12)
     for name in ("openpose25", "smpl24", "h36m17"):
         keypoints = KeypointPoints.gather(body, name).positions(bones, parameters.betas) + parameters.transl[:, None]
         assert torch.allclose(keypoints, body.keypoints(mesh, name), atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["vertices", "keypoints"])
+@pytest.mark.parametrize("kind", ["vertices", "keypoints", "surface"])
 def test_what_the_bones_carry_adds_up_to_the_point(kind):
     body = tiny_body()
     parameters, _ = people(2)
@@ -91,7 +103,7 @@ def test_descendants_follow_the_tree():
 
 
 @pytest.mark.parametrize("blend_shapes", [True, False])
-@pytest.mark.parametrize("kinds", [("vertices",), ("keypoints",), ("vertices", "keypoints")])
+@pytest.mark.parametrize("kinds", [("vertices",), ("keypoints",), ("surface",), ("vertices", "keypoints", "surface")])
 def test_gradient_matches_autograd(kinds, blend_shapes):
     body = tiny_body(blend_shapes=blend_shapes)
     parameters, camera = people(3)
@@ -105,7 +117,7 @@ def test_gradient_matches_autograd(kinds, blend_shapes):
     assert torch.allclose(model.gradient, expected, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("kind", ["vertices", "keypoints"])
+@pytest.mark.parametrize("kind", ["vertices", "keypoints", "surface"])
 def test_hessian_is_that_of_gauss_newton(kind):
     """With a robustifier too wide to matter, H = 2 J^T W J, J by autograd."""
     body = tiny_body()
@@ -125,12 +137,13 @@ def test_hessian_is_that_of_gauss_newton(kind):
     assert torch.allclose(model.hessian, 2 * own.transpose(1, 2) @ own, rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["vertices", "surface"])
 @pytest.mark.parametrize("blend_shapes", [True, False])
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-11), (torch.float32, 2e-4)])
-def test_compiled_pass_equals_its_tensor_twin(blend_shapes, dtype, rtol):
+def test_compiled_pass_equals_its_tensor_twin(kind, blend_shapes, dtype, rtol):
     body = tiny_body(blend_shapes=blend_shapes, dtype=dtype)
     parameters, camera = people(4, dtype=dtype)
-    evidence = evidence_for(body, 4, "vertices", dtype)
+    evidence = evidence_for(body, 4, kind, dtype)
     bones, scale = pose_bones(body, parameters), torch.linspace(0.5, 1, 4, dtype=dtype)
     fast = reprojection_quadratic(evidence, body, bones, parameters, camera, scale, ALL)
     slow = reprojection_quadratic_tensors(evidence, body, bones, parameters, camera, scale)
@@ -141,10 +154,11 @@ def test_compiled_pass_equals_its_tensor_twin(blend_shapes, dtype, rtol):
         assert (ours - theirs).abs().max() <= rtol * theirs.abs().max()
 
 
-def test_camera_stage_needs_its_block_alone():
+@pytest.mark.parametrize("kind", ["vertices", "surface"])
+def test_camera_stage_needs_its_block_alone(kind):
     body = tiny_body()
     parameters, camera = people(2)
-    problem = problem_for(body, parameters, camera, ("vertices",))
+    problem = problem_for(body, parameters, camera, (kind,))
     free = free_unknowns(24, 10, "camera", parameters.betas)
     assert free.nonzero().squeeze(-1).tolist() == [0, 1, 2, 82, 83, 84]
     part, whole = problem.linearize(parameters, free), problem.linearize(parameters, ALL)
@@ -194,7 +208,7 @@ def test_point_behind_the_camera_makes_the_objective_infinite_unless_unseen():
     parameters, camera = people(1)
     behind = BodyParameters(parameters.rotations, parameters.betas, parameters.transl - 8)
     scale = torch.ones(1, dtype=torch.float64)
-    for kind in ("vertices", "keypoints"):
+    for kind in ("vertices", "keypoints", "surface"):
         evidence = evidence_for(body, 1, kind)
         bones = pose_bones(body, behind)
         points = evidence.points.positions(bones, behind.betas) + behind.transl[:, None]
@@ -209,7 +223,7 @@ def test_unseen_points_do_not_count_even_with_nan_targets():
     parameters, camera = people(2)
     scale = torch.ones(2, dtype=torch.float64)
     bones = pose_bones(body, parameters)
-    for kind in ("vertices", "keypoints"):
+    for kind in ("vertices", "keypoints", "surface"):
         evidence = evidence_for(body, 2, kind)
         target = torch.where(evidence.weight[..., None] > 0, evidence.target_px, float("nan"))
         holed = PointEvidence(evidence.points, target, evidence.weight, evidence.sigma)

@@ -194,7 +194,11 @@ def collated(kinds: list[str], truth: BodyParameters, given: BodyParameters, giv
                 true_keypoints_px=torch.zeros(25, 3),
                 joints_m=torch.zeros(17, 4),
                 surface=SurfaceSample(
-                    torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 3), torch.zeros(0)
+                    torch.zeros(0, 2),
+                    torch.zeros(0, dtype=torch.int64),
+                    torch.zeros(0, 3),
+                    torch.zeros(0),
+                    torch.tensor(False),
                 ),
                 texture=torch.zeros(7, 4, dtype=torch.uint8),
                 dataset=code,

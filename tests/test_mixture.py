@@ -164,6 +164,10 @@ def test_surface_points_are_padded_and_thinned_out(folder):
     points = tiny_store.surface_points(0, 5)
     torch.testing.assert_close(batch.surface.position_px[0, :5].numpy(), points.position_px, atol=1e-3, rtol=0)
     assert not batch.surface.position_px[0, 5:].any()
+    assert batch.surface.sought.all()  # of those without points, too
+    without = next(iter(set_up(folder, "validate").val_dataloader()))
+    assert without.surface.weight.shape[1] == 0
+    assert not without.surface.sought.any()
 
 
 def test_a_data_set_without_textures_has_empty_ones(folder):

@@ -30,7 +30,8 @@ def sample(seed: int) -> BodySample:
         *(rng.uniform(100, 200, 2).astype(np.float32) for _ in range(2)), np.array([320, 240], np.float32)
     )
     body = BodyFields.from_axis_angle(rng.normal(size=72), rng.normal(size=10), rng.normal(size=3))
-    surface = SurfaceSample(torch.zeros(5, 2), torch.zeros(5, dtype=torch.int64), torch.zeros(5, 3), torch.zeros(5))
+    numbers = torch.zeros(5, dtype=torch.int64)
+    surface = SurfaceSample(torch.zeros(5, 2), numbers, torch.zeros(5, 3), torch.zeros(5), torch.tensor(False))
     code = torch.tensor(seed)
     return BodySample(
         image=torch.full((3, CROP_PX, CROP_PX), seed, dtype=torch.uint8),
