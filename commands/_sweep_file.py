@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-import yaml
+from omegaconf import OmegaConf
 
 from bodies.errors import InputError, one_line
 
@@ -20,8 +20,9 @@ _KEYS: Final = ("name", "program", "method", "metric", "parameters", "command", 
 _NAMES_IN_WANDB: Final = ("project", "entity", "description")
 _PARAMETER_KEYS: Final = ("value", "values", "distribution", "min", "max")
 #: W&B's words for what a list or one value means already.
-_OF_VALUES: Final = {"categorical": "values", "constant": "value"}
-_VERBS: Final = ("fit", "validate", "test")
+_OF_VALUES: Final = ("categorical", "constant")
+#: Not `test`: settings are chosen on the validation set.
+_VERBS: Final = ("fit", "validate")
 _PROGRAM: Final = ("${env}", "${interpreter}", "${program}")
 _ARGUMENTS: Final = "${args}"
 _VARIABLE: Final = re.compile(r"\$\{envvar:([A-Z0-9_]+)\}")
@@ -69,8 +70,8 @@ def read_sweep(path: Path) -> SweepFile:
             only W&B's server can do.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception as error:  # of the file system, of YAML, of OmegaConf
         raise InputError(f"{path}: cannot be read as a sweep file ({one_line(error)})") from error
     sweep = _mapping(path, "the file", content)
     for key in sweep:
@@ -109,7 +110,7 @@ def _name(path: Path, sweep: Mapping[str, Any]) -> str:
 
 
 def _method(path: Path, sweep: Mapping[str, Any]) -> Method:
-    method = sweep.get("method")
+    method: Any = sweep.get("method")
     if method == "bayes":
         raise InputError(f"{path}: method bayes needs W&B's server; without it there are grid and random")
     if method not in get_args(Method):
@@ -136,7 +137,7 @@ def _command(path: Path, sweep: Mapping[str, Any]) -> tuple[str, ...]:
         raise InputError(f"{path}: command must be a list of words with {_ARGUMENTS} once among them")
     words = [_VARIABLE.sub(_variable, str(word)) for word in command if word not in (*_PROGRAM, _ARGUMENTS, "snugfit")]
     if not words or words[0] not in _VERBS:
-        raise InputError(f"{path}: command must run {', '.join(_VERBS[:-1])} or {_VERBS[-1]} of snugfit")
+        raise InputError(f"{path}: command must run snugfit's {' or '.join(_VERBS)}; settings are not chosen by a test")
     for word in words:
         if word.startswith("${"):
             raise InputError(f"{path}: {word} in command works with W&B's agent only")
@@ -161,6 +162,8 @@ def _parameter(path: Path, method: Method, key: str, value: Any) -> Parameter:
             raise InputError(f"{path}: {what} must have a value, a list of values, or min and max")
         if given.get("distribution", "categorical") not in _OF_VALUES:
             raise InputError(f"{path}: {what}: distribution {given['distribution']} goes with min and max")
+        if None in listed:  # the agent would write None, which is a word like any other
+            raise InputError(f"{path}: {what}: write null in quotes, as the command line has it")
         return Parameter(key, tuple(listed), None)
     if method == "grid":
         raise InputError(f"{path}: {what}: a grid needs values, not a range")
@@ -168,7 +171,8 @@ def _parameter(path: Path, method: Method, key: str, value: Any) -> Parameter:
 
 
 def _range(path: Path, what: str, key: str, given: Mapping[str, Any]) -> Parameter:
-    low, high = given.get("min"), given.get("max")
+    low: Any = given.get("min")
+    high: Any = given.get("max")
     if not (_is_number(low) and _is_number(high) and low < high):
         raise InputError(f"{path}: {what} must have numbers min < max, got {low!r} and {high!r}")
     whole = _is_whole(low) and _is_whole(high)

@@ -120,8 +120,11 @@ def best_value(metrics: Path, metric: str, goal: Goal) -> float:
     Raises:
         InputError: If it logged none.
     """
-    with metrics.open(newline="", encoding="utf-8") as file:
-        numbers = [float(row[metric]) for row in csv.DictReader(file) if row.get(metric)]
+    try:
+        with metrics.open(newline="", encoding="utf-8") as file:
+            numbers = [float(row[metric]) for row in csv.DictReader(file) if row.get(metric)]
+    except OSError as error:
+        raise InputError(f"{metrics}: not written by the run; is RunFolder among its loggers? ({error})") from error
     finite = [number for number in numbers if math.isfinite(number)]
     if not finite:
         raise InputError(f"{metrics}: no {metric} was logged")

@@ -49,7 +49,7 @@ def sweep(
     if point is not None and not 0 <= point < len(every):
         raise InputError(f"{file}: no point {point}, there are {len(every)}")
     chosen = every if point is None else [every[point]]
-    _check(sweep_file, every)
+    _check(sweep_file, chosen)
     console = Console()
     if dry_run:
         for each in chosen:

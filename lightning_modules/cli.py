@@ -10,7 +10,7 @@ import json
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,7 @@ from bodies.errors import InputError, one_line
 from datamodules.initial import NoiseScale
 from datamodules.mixture import MixtureDataModule
 from lightning_modules.refinement import RefinementModule
+from lightning_modules.requeue import JobEnds
 
 #: Trainer, loggers and callbacks of every run.
 BASE_CONFIG: Final = Path(__file__).resolve().parent.parent / "configs" / "base.yaml"
@@ -79,6 +80,11 @@ class RefinementCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what is neither trainer, model nor data."""
         parser.add_argument("--run_name", default="run", help="Name of the run's folder and of the run in W&B.")
+        parser.add_argument(
+            "--run_version",
+            type=str | None,
+            help="Folder of the run in runs/<run_name>, which may be there already; by default a new version_<n>.",
+        )
         for source, target in LINKS:
             parser.link_arguments(source, target)
 
@@ -90,6 +96,22 @@ class RefinementCLI(LightningCLI):
         """Lightning would let the checkpoint override the command line; `main` puts it below."""
 
 
+class _HasParser(Exception):
+    """Ends the making of a command line."""
+
+
+class _ParserAlone(RefinementCLI):
+    """Makes the parser and nothing else."""
+
+    def __init__(self, verb: str, **keywords: Any) -> None:
+        with suppress(_HasParser):
+            super().__init__(verb, **keywords)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses nothing."""
+        raise _HasParser
+
+
 def main(args: Sequence[str], data_class: type[LightningDataModule] = MixtureDataModule) -> int | None:
     """Runs one of Lightning's verbs.
 
@@ -98,26 +120,56 @@ def main(args: Sequence[str], data_class: type[LightningDataModule] = MixtureDat
         data_class: Where the data comes from.
 
     Returns:
-        Nothing.
+        Nothing; of a Slurm job that ends early, whether it was requeued (0) or not (1).
 
     Raises:
         InputError: If a file is missing or wrong, an option or key is unknown or has a value of the wrong type, or a
             reference in a config leads nowhere.
         SystemExit: After `--help` and `--print_config`.
     """
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     verb, *words = args
-    with tempfile.TemporaryDirectory(prefix="snugfit_") as folder, without_meant_warnings():
-        words = ["--config", str(BASE_CONFIG), *_checkpoint_words(words, Path(folder)), *words]
+    with _all_layers(verb, words) as layers:
         try:
-            _run(data_class, [verb, *words])
+            _make(RefinementCLI, data_class, layers)
+        except JobEnds as end:
+            return end.requeue()
+    return None
+
+
+class OptionCheck:
+    """Sees whether words are ones that a verb of Lightning takes, without running it.
+
+    Args:
+        verb: The verb; making its parser takes a second.
+    """
+
+    def __init__(self, verb: str) -> None:
+        self._verb = verb
+        self._parser = _make(_ParserAlone, MixtureDataModule, [verb]).parser
+
+    def __call__(self, words: Sequence[str]) -> None:
+        """Returns if the verb takes these words after it.
+
+        Raises:
+            InputError: As `main`, as far as nothing has to be made to see it.
+        """
+        with _all_layers(self._verb, words) as layers:
+            self._parser.parse_args(layers)
+
+
+@contextmanager
+def _all_layers(verb: str, words: Sequence[str]) -> Iterator[list[str]]:
+    """Yields the words with all layers of the configuration, and says what was wrong with them in words of ours."""
+    with tempfile.TemporaryDirectory(prefix="snugfit_") as folder, without_meant_warnings():
+        layers = ["--config", str(BASE_CONFIG), *_checkpoint_words(words, Path(folder)), *words]
+        try:
+            yield [verb, *layers]
         except ArgumentError as error:
             raise InputError(f"{error} (`snugfit {verb} --help` lists what there is)") from error
         except MisconfigurationException as error:  # of Lightning, about options that do not go together
             raise InputError(one_line(error)) from error
         except OmegaConfBaseException as error:
             raise InputError(f"a reference in the configuration leads nowhere: {error}") from error
-    return None
 
 
 @contextmanager
@@ -129,10 +181,11 @@ def without_meant_warnings() -> Iterator[None]:
         yield
 
 
-def _run(data_class: type[LightningDataModule], args: Sequence[str]) -> RefinementCLI:
+def _make(kind: type[RefinementCLI], data_class: type[LightningDataModule], args: Sequence[str]) -> RefinementCLI:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     options: dict[str, Any] = {"parser_mode": "omegaconf+", "exit_on_error": False}
     verb = args[0]
-    return RefinementCLI(
+    return kind(
         verb,
         model_class=RefinementModule,
         datamodule_class=data_class,
