@@ -81,7 +81,7 @@ def test_the_network_that_ships_improves_on_people_it_has_not_seen(monkeypatch, 
     few = {"frames": 48, "subjects": 24, "seed": 7}
     monkeypatch.setattr(_demo_network, "TEST_SET", _demo_network.TEST_SET | few)
     scores = try_network(tmp_path / "network", console)
-    assert scores.epe_px < 0.5 * scores.zero_epe_px
-    assert scores.pve_mm["displacements"] < 0.8 * scores.pve_mm["initial"]
+    assert scores.epe_px < 0.45 * scores.zero_epe_px
+    assert scores.pve_mm["displacements"] < 0.75 * scores.pve_mm["initial"]
     assert scores.pve_mm["displacements"] < scores.pve_mm["keypoints_detected"]
-    assert scores.pve_mm["displacements_true"] < 0.85 * scores.pve_mm["keypoints_true"]
+    assert scores.pve_mm["displacements_true"] < 0.8 * scores.pve_mm["keypoints_true"]
